@@ -1,5 +1,6 @@
 """Typed interface between paradigms, which request batches, and data modules, which provide them."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,12 +175,20 @@ class FewLabelData(ABC):
         """
 
     @abstractmethod
-    def fingerprint(self, name: str) -> str:
-        """Compute the SHA-256 of the content of a split and of all that determines its unaugmented network inputs.
+    def fingerprints(self, name: str) -> list[bytes]:
+        """Compute the SHA-256 of the content of each example and of all that determines its unaugmented network inputs.
 
         Args:
             name: Name of the split.
         """
+
+    def fingerprint(self, name: str) -> str:
+        """Compute the SHA-256 of the fingerprints of a split's examples.
+
+        Args:
+            name: Name of the split.
+        """
+        return hashlib.sha256(b"".join(self.fingerprints(name))).hexdigest()
 
     @abstractmethod
     def use_features(self, features: dict[str, Tensor]) -> None:

@@ -120,13 +120,14 @@ class FewLabelDataModule(PredictDataModule):
         """Whether labeled training examples are the same in every epoch, so that their features can be cached."""
         return False
 
-    def fingerprint(self, name: str) -> str:
-        """Compute the SHA-256 of a split's content and of how it is read."""
-        split = self.splits[name]
-        digest = hashlib.sha256(repr((self.input_spec, self.reading_key)).encode())
+    def fingerprints(self, name: str) -> list[bytes]:
+        """Compute the SHA-256 of the content of each example of a split and of how it is read."""
+        start, split, made = hashlib.sha256(repr((self.input_spec, self.reading_key)).encode()), self.splits[name], []
         for content in split.part.storage.fingerprints(split.indices):
-            digest.update(content)
-        return digest.hexdigest()
+            one = start.copy()
+            one.update(content)
+            made.append(one.digest())
+        return made
 
     @property
     def decoded_bytes(self) -> int:

@@ -11,6 +11,7 @@ from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.export.export import ExportFormat, export
 from sft_lightning.paradigms.calibration import fit_temperature
+from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.temperature import CrossFittedTemperature, write_temperature
 from sft_lightning.selection import kmeans_centers
@@ -77,7 +78,7 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
     if source.has_test:
         delivery.test_correct = test(model, source)
     if source.pool_size:
-        probabilities = predict_split(model, data, "unlabeled", delivery.temperature)
+        probabilities = _predict_pool(model, source, space, delivery.temperature)
         _write_predictions(folder / "predictions.csv", source, probabilities)
         delivery.next_labels = choose_next(probabilities, space)
         ids = data.splits["unlabeled"].ids
@@ -104,6 +105,17 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
         except InputError as error:
             delivery.not_exported[name] = str(error).partition(": ")[0]
     return delivery
+
+
+def _predict_pool(model: nn.Module, source: LabeledSource, space: Space, temperature: float) -> Tensor:
+    """Return the class probabilities of the unlabeled examples, (M, C), from their features where those are known."""
+    if not isinstance(model, FrozenFeatureClassifier) or not space.is_network or len(space.pool) < source.pool_size:
+        return predict_split(model, source.data, "unlabeled", temperature)
+    probabilities = torch.empty(source.pool_size, source.data.num_classes)
+    with torch.no_grad():
+        logits = torch.cat([model.classify(x.to(model.device)).cpu() for x in space.pool.split(4096)])
+    probabilities[space.pool_positions] = (logits.float() / temperature).softmax(1)
+    return probabilities
 
 
 def _remove_earlier(folder: Path) -> None:

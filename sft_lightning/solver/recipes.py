@@ -19,12 +19,16 @@ from sft_lightning.cli.lightning_cli import SFTCLI, run as command
 from sft_lightning.cli.logging import silence_logs, silence_third_party
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.data.eval_batches import choose_at_random
+from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.splits import Split
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.study.folds import predict_split
 from sft_lightning.transfer.candidates import Candidate
 from sft_lightning.transfer.vectors import choose_device, stack_vectors
 
+_CHOSEN = "chosen"  # name of a split whose vectors are computed
 MAX_GRAPH = 20_000  # examples of a graph, labeled ones first
 _QUIET = (
     "--trainer.enable_progress_bar=false",
@@ -82,19 +86,33 @@ class Space:
         Args:
             source: Source whose examples to read, as the network sees them.
         """
-        self.source = source
+        self.source, data = source, source.data
         count, most = len(source.labels), max(MAX_GRAPH, len(source.labels))
         device = torch.device("cpu") if self.backbone is None else choose_device()
         if self.backbone is not None:
             self.backbone.to(device)
-            self.backbone.fit_inputs(batch.x for batch in source.data.training_batches(most, device))
-        x, _, at = stack_vectors(source.data.training_batches(most, device), source.data, self.backbone)
-        unlabeled = source.data.splits["unlabeled"]
+            self.backbone.fit_inputs(batch.x for batch in data.training_batches(most, device))
+        unlabeled = data.splits["unlabeled"]
         position = {index: i for i, index in enumerate(unlabeled.indices)}
-        chosen = choose_at_random(unlabeled, most - count, source.data.request.seed).indices
-        self.pool = x[count:]
-        self.pool_positions = torch.tensor([position[chosen[i]] for i in at[count:].tolist()], dtype=torch.int64)
-        self.labeled, _, _ = stack_vectors(source.data.batches_of("labeled", device), source.data, self.backbone)
+        chosen = choose_at_random(unlabeled, most - count, data.request.seed)
+        self.labeled, _ = self._compute(data.splits["labeled"], data, device)
+        self.pool, at = self._compute(chosen, data, device)
+        self.pool_positions = torch.tensor([position[chosen.indices[i]] for i in at.tolist()], dtype=torch.int64)
+
+    def _compute(self, split: Split, data: FewLabelDataModule, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the vectors of a split, (N, F), and their positions in it, (N,); features are kept on the disk."""
+        if not len(split):
+            return torch.empty(0, self.labeled.shape[1]), torch.empty(0, dtype=torch.int64)
+        data.splits[_CHOSEN] = split
+        try:
+            if self.is_network and self.backbone is not None:
+                made = features(self.backbone, data, _CHOSEN)
+                if made is not None:
+                    return made.float(), torch.arange(len(made))
+            x, _, at = stack_vectors(data.batches_of(_CHOSEN, device), data, self.backbone)
+        finally:
+            del data.splits[_CHOSEN]
+        return x, at
 
 
 @dataclass(frozen=True)

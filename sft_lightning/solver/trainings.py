@@ -30,6 +30,7 @@ from sft_lightning.transfer.candidates import load_candidate
 from sft_lightning.utils.errors import InputError
 
 NAME = "trainings"
+_WITH_GRADIENT = 3  # times as long as a forward pass takes one that learns, about
 _STARTS = 2  # best starts that trainings go on from
 
 
@@ -149,14 +150,16 @@ def _decide_at(trials: Trials, spaces: list[Space], side: int) -> Stage:
         graph = trials.graph_seconds[spaces[i // per_space].name] if one.kind else 0.0  # of the targets, at most
         costs.append(Cost(trials.busyness * START_SECONDS + graph, step))
     decoding = trials.count * trials.read_seconds  # once
-    count, steps = plan_halving(plan.count_left(TRAININGS_END) - decoding, costs, folds, final)
+    predicted = trials.source.pool_size + len(trials.source.data.splits["test"])
+    predicting = predicted * max(seconds.values()) / _WITH_GRADIENT
+    count, steps = plan_halving(plan.count_left(TRAININGS_END) - decoding - predicting, costs, folds, final)
     if not count:
-        needed = predict_halving(costs[:1], TRAINING_STEPS[0], folds, final) + decoding
+        needed = predict_halving(costs[:1], TRAINING_STEPS[0], folds, final) + decoding + predicting
         best, minutes = trainings[0].space.name, plan.count_minutes(needed + plan.elapsed, TRAININGS_END)
         return Stage(NAME, dropped=f"fine-tuning from {best}: it takes --minutes {minutes}")
     at = f" at {side} {trials.source.modality.solve.unit}" if side else ""
     what = f"{count} training(s){at} of up to {steps} steps in {folds} folds, and on all labels"
-    predicted = predict_halving(costs[:count], steps, folds, final)
-    last = predicted - predict_halving(costs[:count], steps, folds, 0)
+    training = predict_halving(costs[:count], steps, folds, final)
+    last = training - predict_halving(costs[:count], steps, folds, 0) + predicting
     settings = {"count": count, "steps": steps, "final": round(last), "image_size": side}
-    return Stage(NAME, what, predicted + decoding, settings)
+    return Stage(NAME, what, training + decoding + predicting, settings)

@@ -28,6 +28,7 @@ from sft_lightning.solver.plan import (
     PRETRAINING_STEPS,
     STARTS_SHARE,
     STEP_OVERHEAD,
+    TRAININGS_END,
     Plan,
     Stage,
     choose_steps,
@@ -110,13 +111,17 @@ class Trials:
         self.count = min(MAX_GRAPH, len(source.labels) + source.pool_size)
         self.read_seconds = 0.0
         self.graph_seconds: dict[str, float] = {}
+        self._passes: dict[str, float] = {}  # seconds of delivery on each space
         held = len(source.data.splits["test"])
         self.busyness = 1.0  # seconds for a second of work, on a machine that others use, too
-        # Passes of delivery over the examples of a graph: to train, with a test also what is compared, and to predict.
-        self.num_passes = (2 if held else 1) + (source.pool_size + held) / self.count
+        # Passes of delivery over the examples of a graph, to predict those whose features are not known.
+        known = source.pool_size if source.pool_size + len(source.labels) <= self.count else 0
+        self.num_passes = (source.pool_size + held - known) / self.count
+        # On inputs themselves, also to fit, with a test also what is compared.
+        self._num_plain_passes = (2 if held else 1) + (source.pool_size + held) / self.count
 
     def plan_delivery(self) -> Stage:
-        """Decide the time of what comes after the choice, as if it were a classifier on the dearest space so far."""
+        """Decide the time of what comes after the choice, as if it were the classifier that takes longest so far."""
 
         def decide() -> Stage:
             what = f"model on all labels, {self.source.pool_size:,} predictions, files and report"
@@ -124,10 +129,11 @@ class Trials:
 
         return self.plan.decide("delivery", decide)
 
-    def _add_space(self, name: str, seconds: float) -> None:
+    def _add_space(self, name: str, seconds: float, is_network: bool = True) -> None:
         """Keep how long a space takes, and reserve the time to deliver a model on it."""
         self.graph_seconds[name] = seconds
-        self.plan.reserved = self.busyness * DELIVERY_SECONDS + self.num_passes * max(self.graph_seconds.values())
+        self._passes[name] = (self.num_passes if is_network else self._num_plain_passes) * seconds
+        self.plan.reserved = self.busyness * DELIVERY_SECONDS + max(self._passes.values())
 
     @property
     def folds(self) -> np.ndarray:
@@ -187,7 +193,7 @@ class Trials:
         work = time.process_time() - work
         if work > _MIN_WORK:  # nothing was computed where the results are those of an earlier call
             self.busyness = max(1.0, (time.monotonic() - begin) / work)
-        self._add_space(space.name, seconds)
+        self._add_space(space.name, seconds, is_network=False)
 
     def _decide_graph(self, name: str, space: Space) -> Stage:
         def decide() -> Stage:
@@ -223,8 +229,9 @@ class Trials:
     def _plan_start(self, candidate: Candidate, num_starts: int) -> Start | None:
         share, reading = STARTS_SHARE / num_starts, self.count * self.read_seconds
         # All starts, and delivery with one of them, must fit in.
-        fitting = PRETRAINING_END / (num_starts + self.num_passes)
-        limit = min(max(MIN_SECONDS, share * self.plan.seconds), fitting * (self.plan.seconds - self.plan.elapsed))
+        left = (self.plan.seconds - self.plan.elapsed) / (num_starts + self.num_passes)
+        limit = min(max(MIN_SECONDS, share * self.plan.seconds), PRETRAINING_END * left)
+        most = max(PATIENCE * limit, TRAININGS_END * left)  # a start is worth more than what would follow it
         loaded: Start | None = None
 
         def decide() -> Stage:
@@ -233,10 +240,10 @@ class Trials:
             seconds, side = loaded.seconds + reading, loaded.backbone.input_spec.shape[-1]
             unit = self.source.modality.solve.unit
             what = f"features of {self.spec.count(self.count)} at {side} {unit} from {candidate}"
-            minutes = self.plan.count_minutes(seconds, min(share, fitting))
+            minutes = self.plan.count_minutes(seconds, TRAININGS_END / (num_starts + self.num_passes))
             sentence = f"{what} take {format_seconds(seconds)}, --minutes {minutes}"
             settings = {"image_size": loaded.candidate.image_size or 0}
-            return Stage(str(candidate), what, seconds, settings, sentence if seconds > PATIENCE * limit else "")
+            return Stage(str(candidate), what, seconds, settings, "" if seconds <= most else sentence)
 
         stage = self.plan.decide(str(candidate), decide)
         if stage.dropped:

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sft_lightning import DecoupledFeatureClassifier, ImageDataModule, WeakView
+from sft_lightning.data.splits import Split
 from sft_lightning.losses.features import SupCon
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
+from sft_lightning.paradigms import feature_cache
 from sft_lightning.paradigms.feature_cache import FOLDER, features, key
 from tests.paradigms.helpers import SHAPE, Pictures, Recorder, classifier, cli, sample, trainer
 
@@ -120,11 +123,67 @@ def test_features_that_are_not_numbers_are_computed_again(tmp_path: Path) -> Non
     assert made is not None
     spoiled = made.clone()
     spoiled[3, 0] = torch.nan
-    write_weights(file, {"features": spoiled}, {})
+    write_weights(file, {**load_file(file), "features": spoiled}, {})
     with pytest.warns(UserWarning, match="Cached features are not used and are computed again: .*NaN or infinite"):
         again = features(backbone, data, "labeled", tmp_path)
     assert again is not None
     assert torch.equal(made, again)
+
+
+def test_features_of_examples_without_names_are_computed_again(tmp_path: Path) -> None:
+    backbone, data = conv(), prepared()
+    made = features(backbone, data, "labeled", tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert made is not None
+    write_weights(file, {"features": made}, {})  # as earlier versions wrote them
+    with pytest.warns(UserWarning, match="does not say of which examples its features are"):
+        again = features(backbone, data, "labeled", tmp_path)
+    assert again is not None
+    assert torch.equal(made, again)
+
+
+def test_another_split_computes_only_examples_that_are_new(tmp_path: Path) -> None:
+    backbone, data, more = conv(), prepared(num_labels=20), prepared(num_labels=30)
+    assert features(backbone, data, "labeled", tmp_path) is not None
+    pictures, shared = Pictures(backbone), {*data.splits["labeled"].ids} & {*more.splits["labeled"].ids}
+    made = features(backbone, more, "labeled", tmp_path)
+    assert shared
+    assert pictures.count == 30 - len(shared)
+    assert len([*tmp_path.iterdir()]) == 1
+    x = torch.cat([batch.x for batch in more.batches_of("labeled", torch.device("cpu"))])
+    assert made is not None
+    torch.testing.assert_close(backbone.eval()(x), made)
+    pictures.count = 0
+    for one in (data, more):
+        features(backbone, one, "labeled", tmp_path)
+    assert pictures.count == 0
+    assert {*data.splits} == {*prepared().splits}
+
+
+def test_a_file_holds_one_split_where_two_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, data = conv(), prepared()
+    monkeypatch.setattr(feature_cache, "MOST", 4 * 40 * backbone.num_features)
+    made = [features(backbone, data, name, tmp_path) for name in ("labeled", "val")]
+    (file,) = tmp_path.iterdir()
+    assert len(load_file(file)["features"]) == len(data.splits["val"]) == 30
+    pictures = Pictures(backbone)
+    again = [features(backbone, data, name, tmp_path) for name in ("val", "labeled")][::-1]
+    assert pictures.count == 20
+    assert all(
+        torch.equal(one, two) for one, two in zip(made, again, strict=True) if one is not None and two is not None
+    )
+
+
+def test_equal_examples_are_computed_once_and_each_gets_its_features(tmp_path: Path) -> None:
+    backbone, data = conv(), prepared()
+    split = data.splits["labeled"]
+    data.splits["labeled"] = Split(split.part, [*split.indices[:3], *split.indices[:4][::-1]])
+    pictures = Pictures(backbone)
+    made = features(backbone, data, "labeled", tmp_path)
+    assert pictures.count == 4
+    assert made is not None
+    assert torch.equal(made, made[[0, 1, 2, 3, 2, 1, 0]])
+    assert len(made.unique(dim=0)) == 4
 
 
 def test_modes_come_back() -> None:
@@ -139,7 +198,7 @@ def test_modes_come_back() -> None:
 def test_over_the_command_line_and_the_next_evaluation_sees_pictures(workdir: Path) -> None:
     words = ["--run_name=probe", "--model.init_args.tune=head", "--model.init_args.backbone=conv"]
     run = cli("fit", "fine_tune", *words)
-    assert len(list(FOLDER.iterdir())) == 2
+    assert len(list(FOLDER.iterdir())) == 1
     tested = cli("test", "fine_tune", *words, f"--ckpt_path={run.trainer.log_dir}")
     validated = cli("validate", "fine_tune", *words, f"--ckpt_path={run.trainer.log_dir}")
     assert 2.0 < float(tested.trainer.callback_metrics["test/loss"]) < 2.5

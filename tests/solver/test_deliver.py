@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from PIL import Image
 
 from sft_lightning import solve
 from sft_lightning.__main__ import main
-from sft_lightning.networks.weights import find_weights, read_weights
+from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.weights import find_weights, read_weights, write_weights
+from sft_lightning.paradigms import feature_cache
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.temperature import FILE, CrossFittedTemperature, read_temperature, write_temperature
+from sft_lightning.solver.trials import Trials
 from sft_lightning.transfer.candidates import Candidate, resolve_candidates
 from sft_lightning.utils.errors import InputError
 
@@ -60,6 +64,47 @@ def test_new_images_get_the_calibrated_probabilities_of_the_pool(solution: Path)
     assert known == CrossFittedTemperature(summary["temperature"], 20)
     confidence = ours.max(1).mean()
     assert abs(confidence - summary["accuracy"][0]) < 0.2  # as sure as it is right
+
+
+def test_features_of_a_start_are_computed_once(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, write_folder: Callable[..., Path]
+) -> None:
+    """Fitting, predicting the pool and a second call with further labels take those that judged the start."""
+    write_folder(Path("images"), {"train": 4, "unlabeled": 10}, classes=3)
+    encoder, _ = build_encoder("timm/test_resnet", (3, 64, 64))
+    write_weights(Path("weights.safetensors"), encoder.state_dict(), encoder.describe())
+    start = Candidate(weights="weights.safetensors", image_size=64)
+    passes: list[int] = []
+    compute = feature_cache._compute
+
+    def counted(backbone: Any, data: Any, split: str, positions: list[int], context: Any) -> Any:
+        passes.append(len(positions))
+        return compute(backbone, data, split, positions, context)
+
+    monkeypatch.setattr(feature_cache, "_compute", counted)
+    monkeypatch.setattr("sft_lightning.solver.solve.judge_trainings", lambda trials: None)
+    monkeypatch.setattr("sft_lightning.solver.deliver.predict_split", None)
+    monkeypatch.setattr("sft_lightning.solver.deliver.EXPORTS", {})
+    for name in ("label spreading", "smoothed logistic regression"):
+        choice = f"{name} on weights.safetensors, 64 px"
+        monkeypatch.setattr(Trials, "choose", lambda trials, among=None, choice=choice: find(trials, choice))
+        solved = solve("images", minutes=9, name="mine", candidates=start)
+        assert solved.summary["recipe"] == choice
+        assert passes == [12, 30]
+        pool = {Path(row["id"]).name: row for row in read_table(solved.folder / "predictions.csv")}
+        assert main(["predict", str(solved.folder), "images/unlabeled"]) == 0
+        new = {Path(row["path"]).name: row for row in read_table(solved.run / "predictions.csv")}
+        columns = [f"p(class_{k})" for k in range(3)]
+        ours, theirs = (np.array([[float(rows[one][c]) for c in columns] for one in pool]) for rows in (pool, new))
+        assert np.abs(ours - theirs).max() < 1e-3
+    ids = [*read_table(solved.folder / "label_next.csv")][:2]
+    Path("labels.csv").write_text("id,label\n" + "".join(f"{row['id']},class_0\n" for row in ids))
+    solve("images", minutes=9, name="mine", candidates=start, labels="labels.csv")
+    assert passes == [12, 30]
+
+
+def find(trials: Trials, name: str) -> int:
+    return [result.recipe.name for result in trials.results].index(name)
 
 
 def test_label_spreading_is_exported_as_a_program(solution: Path) -> None:

@@ -1,6 +1,5 @@
 """`TextDataModule`: labeled, unlabeled, validation and test batches of the texts of a source."""
 
-import hashlib
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -259,14 +258,6 @@ class TextDataModule(FewLabelDataModule):
         texts = [get_texts(split) for split in (labeled, others) if split is not None and len(split)]
         alone = find_copies(texts[0])
         return alone, alone if len(texts) == 1 else find_copies([*texts[0], *texts[1]])
-
-    def fingerprint(self, name: str) -> str:
-        """Compute the SHA-256 of a split's texts and of how they become tokens."""
-        split = self.splits[name]
-        digest = hashlib.sha256(self.reading_key.encode())
-        for content in split.part.storage.fingerprints(split.indices):
-            digest.update(content)
-        return digest.hexdigest()
 
     def show_examples(self, name: str, positions: list[int]) -> list[str]:
         """Return texts as they were written, before anything is cut off."""

@@ -1,6 +1,5 @@
 """`ImageDataModule`: labeled, unlabeled, validation and test batches of the images of a source."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -270,14 +269,10 @@ class ImageDataModule(FewLabelDataModule):
         split = self._caches.cached(split, geometry, workers, self.bad)
         return split, geometry, self.num_workers if geometry.scale is not None else 0  # copying rows needs no workers
 
-    def fingerprint(self, name: str) -> str:
-        """Compute the SHA-256 of a split's content and geometry, which decide what goes into a network."""
-        split = self.splits[name]
-        versions = DECODING, PIL.__version__, features.version("jpg")  # other decoders give other pixels
-        digest = hashlib.sha256(repr((versions, self.geometry, self.image_shape)).encode())
-        for content in split.part.storage.fingerprints(split.indices):
-            digest.update(content)
-        return digest.hexdigest()
+    @property
+    def reading_key(self) -> str:
+        """Text of the geometry, and of the versions of the decoders, since others give other pixels."""
+        return repr((DECODING, PIL.__version__, features.version("jpg"), self.geometry))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scale for the checkpoint, so that later images are read like those of training."""
