@@ -1,8 +1,9 @@
 """Interface of tasks: the target that a model predicts, its head, its loss and its metrics."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,13 +22,20 @@ class Task(ABC):
 
     Attributes:
         name: Name of the task, as strategies list it, such as `classification`.
+        target: Name of its targets, as data modules give it: `class` or `class_set`.
         monitor: Validation metric that chooses the best checkpoint, and `min` or `max`.
+        metric_titles: Metrics that a model card lists, by their names; the first is the share of examples that are
+            right.
+        hub_metrics: Type, name and title of the metrics for hubs of models.
         num_classes: Number of classes C.
         label_smoothing: Share of the target that is spread over other classes.
     """
 
     name: ClassVar[str]
+    target: ClassVar[str]
     monitor: ClassVar[tuple[str, str]]
+    metric_titles: ClassVar[dict[str, str]]
+    hub_metrics: ClassVar[tuple[tuple[str, str, str], ...]]
     num_classes: int
     label_smoothing: float
 
@@ -76,4 +84,87 @@ class Task(ABC):
 
         Args:
             target: Targets, (B, ...); -1 where unknown.
+        """
+
+    @abstractmethod
+    def decide(self, outputs: Tensor, thresholds: Tensor | None = None) -> Tensor:
+        """Return what is predicted, of the shape of the targets.
+
+        Args:
+            outputs: Outputs of the head, (B, ...).
+            thresholds: Probability from which each class is predicted, (C,); None for 0.5. Unused where one class of
+                several is predicted.
+        """
+
+    @abstractmethod
+    def agrees(self, outputs: Tensor, expected: Tensor, tolerance: Tensor) -> Tensor:
+        """Return whether a program decides as the network that it was written from, boolean.
+
+        Args:
+            outputs: Outputs of the program, (B, ...).
+            expected: Outputs of the network, (B, ...).
+            tolerance: Allowed difference of each output, (B, ...).
+        """
+
+    @abstractmethod
+    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each example without smoothing or weights, (B,).
+
+        Args:
+            outputs: Outputs of the head, (B, ...).
+            target: Targets, (B, ...).
+        """
+
+    @abstractmethod
+    def uncertainty(self, outputs: Tensor) -> Tensor:
+        """Return the entropy of each prediction as a share of the largest possible one, 0 to 1, (B,).
+
+        Args:
+            outputs: Outputs of the head, (B, ...).
+        """
+
+    @abstractmethod
+    def format_code(self, description: str | None) -> list[str]:
+        """Return lines of NumPy that print what the array `logits` of a program says of its first example.
+
+        Args:
+            description: Name of the JSON file beside the program; None where it names no classes.
+        """
+
+    @abstractmethod
+    def describe_aim(self) -> str:
+        """Return what a classifier is for, as the verb of a sentence that starts with "To"."""
+
+    @abstractmethod
+    def explain_limit(self) -> str:
+        """Return a sentence on examples of classes that were not learned."""
+
+    def fit_thresholds(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Choose the probability of each class from which it is predicted, float32, (C,); empty where there is none.
+
+        Args:
+            outputs: Calibrated outputs of validation examples, (N, ...).
+            target: Their targets, (N, ...).
+        """
+        return torch.empty(0)
+
+    def measure(self, outputs: Tensor, target: Tensor) -> dict[str, float]:
+        """Return the metrics of a stage for outputs that are all there.
+
+        Args:
+            outputs: Outputs of the head, (N, ...).
+            target: Targets, (N, ...).
+        """
+        metrics: Any = self.build_metrics()
+        metrics.update(outputs, target)
+        return {name: float(value) for name, value in metrics.compute().items()}
+
+    @abstractmethod
+    def measure_calibrated(self, outputs: Tensor, target: Tensor, thresholds: Tensor) -> dict[str, float]:
+        """Return the metrics that a calibration changes, under names of their own.
+
+        Args:
+            outputs: Outputs divided by the temperature, (N, ...).
+            target: Targets, (N, ...).
+            thresholds: Thresholds from `fit_thresholds`.
         """

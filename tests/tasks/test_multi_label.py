@@ -13,9 +13,9 @@ from torch import Tensor
 from sft_lightning import FineTuneClassifier, SemiSupervisedModule, TextDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.losses.unlabeled import ClassAwarePseudoLabels, FreeMatch
-from sft_lightning.paradigms.calibration import fit_thresholds
 from sft_lightning.paradigms.fitted_head import fit_head
 from sft_lightning.tasks.multi_label import MultiLabel
+from sft_lightning.tasks.multi_label_metrics import fit_thresholds
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import Recorder, moved, trainer
 from tests.tasks.helpers import CLASSES, write_texts
