@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from sft_lightning._version import __version__
 from sft_lightning.data.class_names import list_classes
+from sft_lightning.data.label_columns import SEPARATOR
 from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_split_counts
 from sft_lightning.export.evaluate import ExportEvaluation
@@ -102,9 +103,9 @@ class CardData:
             name: Name of the class.
         """
         counts, separator = self.counts[split], self.get_setting("data", "label_separator")
-        if separator is None:
+        if self.task.target == "class":
             return counts[name]
-        return sum(n for label, n in counts.items() if name in list_classes(label, separator))
+        return sum(n for label, n in counts.items() if name in list_classes(label, separator or SEPARATOR))
 
 
 def format_model_card(card: CardData) -> str:
@@ -299,7 +300,9 @@ def _write_temperature(card: CardData) -> list[str]:
     value = f"{temperature['value']:.3f}"
     sentences = [f"`predict` divides the logits by the temperature {value}, under which {labels} are likeliest."]
     if "thresholds" in card.metadata:
-        sentences[0] += " It names the classes whose probability is at least their threshold, which has the best F1 there."
+        sentences[0] += (
+            " It names the classes whose probability is at least their threshold, which has the best F1 there."
+        )
     return sentences
 
 

@@ -1,6 +1,7 @@
 """Interface of tasks: the target that a model predicts, its head, its loss and its metrics."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -27,6 +28,10 @@ class Task(ABC):
         metric_titles: Metrics that a model card lists, by their names; the first is the share of examples that are
             right.
         hub_metrics: Type, name and title of the metrics for hubs of models.
+        example_metric: Name and title of `example_scores`.
+        explained_class: Class of an example whose evidence a page shows: the one with the largest output.
+        uneven_advice: Advice for a split in which some classes have far fewer examples than others.
+        uncertainty_note: Meaning of `uncertainty`, after "Uncertainty is".
         num_classes: Number of classes C.
         label_smoothing: Share of the target that is spread over other classes.
     """
@@ -36,6 +41,10 @@ class Task(ABC):
     monitor: ClassVar[tuple[str, str]]
     metric_titles: ClassVar[dict[str, str]]
     hub_metrics: ClassVar[tuple[tuple[str, str, str], ...]]
+    example_metric: ClassVar[tuple[str, str]]
+    explained_class: ClassVar[str]
+    uneven_advice: ClassVar[str]
+    uncertainty_note: ClassVar[str]
     num_classes: int
     label_smoothing: float
 
@@ -115,12 +124,46 @@ class Task(ABC):
             target: Targets, (B, ...).
         """
 
+    @property
+    def metric(self) -> tuple[str, str]:
+        """Name and title of the metric by which models are compared."""
+        name = self.monitor[0].removeprefix("val/")
+        return name, self.metric_titles[name]
+
+    @abstractmethod
+    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return how well each example is predicted, 0 to 1, (B,).
+
+        Args:
+            outputs: Outputs of the head, (B, ...).
+            target: Targets, (B, ...).
+        """
+
     @abstractmethod
     def uncertainty(self, outputs: Tensor) -> Tensor:
         """Return the entropy of each prediction as a share of the largest possible one, 0 to 1, (B,).
 
         Args:
             outputs: Outputs of the head, (B, ...).
+        """
+
+    @abstractmethod
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """Return the probability of what is predicted, 0 to 1, (B,).
+
+        Args:
+            outputs: Outputs of the head, (B, ...).
+        """
+
+    @abstractmethod
+    def describe_mistake(self, probabilities: Tensor, decided: Tensor, target: Tensor, names: Sequence[str]) -> str:
+        """Return in a few words what was predicted of an example that has other classes.
+
+        Args:
+            probabilities: Probability of each class, (C,).
+            decided: What is predicted, as `decide` gives it for one example.
+            target: Target of the example.
+            names: Names of the classes.
         """
 
     @abstractmethod

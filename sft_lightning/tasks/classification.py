@@ -1,6 +1,7 @@
 """Classification: one class of several for each example."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -31,6 +32,12 @@ class Classification(Task):
         ("accuracy", "accuracy", "accuracy"),
         ("f1", "macro_f1", "macro F1"),
     )
+    example_metric: ClassVar[tuple[str, str]] = ("accuracy", "accuracy")
+    explained_class: ClassVar[str] = "predicted class"
+    uneven_advice: ClassVar[str] = (
+        "Read macro_f1 beside accuracy, and try class_weights: balanced or balanced_labels: true"
+    )
+    uncertainty_note: ClassVar[str] = "the entropy of the prediction, 1 where all classes are equally likely"
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
         """Keep the settings.
@@ -91,10 +98,22 @@ class Classification(Task):
         """Return the cross-entropy of each example, (B,)."""
         return F.cross_entropy(outputs, target, reduction="none")
 
+    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return 1 where the most probable class is right, and 0 elsewhere, (B,)."""
+        return (outputs.argmax(1) == target).float()
+
     def uncertainty(self, outputs: Tensor) -> Tensor:
         """Return the entropy of each prediction, 1 where all classes are equally likely, float64, (B,)."""
         p = outputs.double().softmax(1)
         return -(p * p.clamp_min(1e-12).log()).sum(1) / math.log(self.num_classes)
+
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """Return the largest probability, (B,)."""
+        return outputs.softmax(1).max(1).values
+
+    def describe_mistake(self, probabilities: Tensor, decided: Tensor, target: Tensor, names: Sequence[str]) -> str:
+        """Return the predicted class and its probability."""
+        return f"predicted {names[int(decided)]}, confidence {float(probabilities[int(decided)]):.0%}"
 
     def format_code(self, description: str | None) -> list[str]:
         """Return the softmax and the most probable class."""

@@ -1,6 +1,7 @@
 """Multi-label classification: any number of several classes for each example."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -38,6 +39,10 @@ class MultiLabel(Task):
         ("mean_average_precision", "mean_average_precision", "mean average precision"),
         ("f1", "macro_f1", "macro F1"),
     )
+    example_metric: ClassVar[tuple[str, str]] = ("example_f1", "F1 of an example")
+    explained_class: ClassVar[str] = "likeliest class"
+    uneven_advice: ClassVar[str] = "Read macro_f1 beside micro_f1, and try class_weights: balanced"
+    uncertainty_note: ClassVar[str] = "the mean entropy of the classes, 1 where each is as likely as not"
 
     def __init__(
         self, num_classes: int, label_smoothing: float = 0.0, loss: MultiLabelLoss = "binary_cross_entropy"
@@ -113,11 +118,31 @@ class MultiLabel(Task):
         """Return the binary cross-entropy of each example, averaged over the classes, (B,)."""
         return F.binary_cross_entropy_with_logits(outputs, target.to(outputs), reduction="none").mean(1)
 
+    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the F1 of each example over its classes, 1 where none are predicted and it has none, (B,)."""
+        decided = self.decide(outputs)
+        sizes = decided.sum(1) + target.sum(1)
+        return torch.where(sizes > 0, 2 * (decided * target).sum(1) / sizes.clamp_min(1), 1.0)
+
     def uncertainty(self, outputs: Tensor) -> Tensor:
         """Return the mean entropy of the classes, 1 where each is as likely as not, float64, (B,)."""
         x = outputs.double()
         entropy = -(x.sigmoid() * F.logsigmoid(x) + (-x).sigmoid() * F.logsigmoid(-x))
         return entropy.mean(1) / math.log(2)
+
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """Return the probability of the predicted set at 0.5, as if classes were independent, (B,)."""
+        return F.logsigmoid(outputs.abs()).sum(1).exp()
+
+    def describe_mistake(self, probabilities: Tensor, decided: Tensor, target: Tensor, names: Sequence[str]) -> str:
+        """Return the missing and the wrong classes with their probabilities, the worst first."""
+        parts = []
+        for word, error in (("missing", 1), ("wrong", -1)):
+            found = (target - decided == error).nonzero()[:, 0].tolist()
+            found.sort(key=lambda k: error * float(probabilities[k]))
+            if found:
+                parts.append(f"{word}: {', '.join(f'{names[k]} ({float(probabilities[k]):.0%})' for k in found)}")
+        return "; ".join(parts)
 
     def format_code(self, description: str | None) -> list[str]:
         """Return the sigmoid and the threshold of each class."""

@@ -156,7 +156,7 @@ def test_the_four_commands_know_several_classes(workdir: Path, capsys: pytest.Ca
     # What takes one class alone says so, before anything is computed.
     capsys.readouterr()
     data = [word for word in FIT if word.startswith("--data")]
-    commands = [["report", str(run)], ["export", str(run), "--format=pt2"], ["audit", *FINE], ["degree", *FINE]]
+    commands = [["audit", *FINE], ["degree", *FINE]]
     for words in [*commands, ["rank", *data, "--candidates=[fasttext]"]]:
         assert main(words) == 2
         shown = capsys.readouterr().err
