@@ -8,7 +8,9 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelEx
 from sft_lightning.tasks.classification_metrics import restart
 
 _FEWEST = 5  # examples of a class for a threshold of its own
-_STEPS = 1000  # thresholds of the precision-recall curves, whose size does not depend on the data
+# Thresholds of the precision-recall curves, whose size does not depend on the data. They are even in the logit: sure
+# networks give nearly all probabilities of a rare class below 0.001, which even steps of the probability would tie.
+_STEPS, _LARGEST = 1000, 15.0
 
 
 class ClassCounts(Metric):
@@ -42,7 +44,7 @@ class ClassCounts(Metric):
 class MultiLabelMetrics(nn.Module):
     """Loss, mean average precision, F1 at a probability of 0.5, and the share of examples with all classes right.
 
-    The average precision of a class is that of its precision-recall curve at 1,000 thresholds from 0 to 1; classes
+    The average precision of a class is that of its precision-recall curve at 1,000 thresholds of the logit; classes
     without an example are left out of the mean. F1 is `micro` over all pairs of an example and a class, and `macro` as
     the mean over classes.
     """
@@ -58,10 +60,11 @@ class MultiLabelMetrics(nn.Module):
         """
         super().__init__()
         self.loss = MeanMetric()
+        steps = torch.linspace(-_LARGEST, _LARGEST, _STEPS).sigmoid()
         self.scores = MetricCollection(
             {
                 "average_precision": MultilabelAveragePrecision(
-                    num_classes, average="none", thresholds=_STEPS, validate_args=False
+                    num_classes, average="none", thresholds=steps, validate_args=False
                 ),
                 "micro_f1": MultilabelF1Score(num_classes, average="micro", validate_args=False),
                 "macro_f1": MultilabelF1Score(num_classes, average="macro", validate_args=False),

@@ -12,7 +12,7 @@ import torch
 
 from sft_lightning import ImageDataModule, TextDataModule
 from sft_lightning.data.label_columns import LabelColumns
-from sft_lightning.data.split_names import NAMES
+from sft_lightning.data.splits import NAMES
 from sft_lightning.data.table_rows import TableRows
 from sft_lightning.data.text.tables import Columns, TextTable
 from sft_lightning.utils.errors import InputError
@@ -124,7 +124,7 @@ def test_other_tables_need_no_columns(tmp_path: Path) -> None:
         ([("a", "1", "2", "0")], {}, r"t\.csv', line 2: the column 'y' is '2': write 1 where the example has"),
         ([("a", "1", "0", "0"), ("b", "0", "x", "")], {}, r"line 3: the column 'y' is 'x': write 1"),
         ([("a", "", "", "")], {}, r"has no labels: fill label_columns of some lines"),
-        (ROWS, {"label_columns": ["x", "yy"]}, r"lacks the column 'yy' of label_columns, did you mean 'y'\?"),
+        (ROWS, {"label_columns": ["x", "yy"]}, r"lacks the column 'yy' of label_columns \(did you mean 'y'\?\);"),
         (ROWS, {"label_columns": "q*"}, r"has no column like label_columns 'q\*'; its columns are 'text', 'x'"),
         (ROWS, {"label_columns": "x"}, r"label_columns is 'x': give a list of columns, or a pattern with one \*"),
         (ROWS, {"label_columns": []}, r"label_columns is \[\]: name one column for each class"),

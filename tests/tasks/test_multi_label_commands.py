@@ -88,7 +88,7 @@ def test_the_code_of_the_card_says_what_predict_says(
     assert about["parity"]["equal_classes"] == 1
     card = (run / "model_card.md").read_text(encoding="utf-8")
     assert "To find which of 3 classes apply in" in card
-    assert "at least its threshold" in card
+    assert "at least their threshold" in card
     code = card.split("```python\n")[1].split("```")[0]
     rows = read_rows(run / "predictions.csv")[:8]
     content = {f"line {k}": row["text"] for k, row in enumerate(read_rows(Path("texts.csv")), 2)}
@@ -213,9 +213,9 @@ def test_an_audit_counts_each_class_and_the_classes_of_an_example(
     name: str, capsys: pytest.CaptureFixture[str], workdir: Path
 ) -> None:
     truth = write_texts(Path("texts.csv"), 300) if name == "texts" else write_images(Path("images"), 300)
-    assert main(["audit", *(TEXTS if name == "texts" else IMAGES), *FIT]) == 0
+    assert main(["audit", "--run_name=mine", *(TEXTS if name == "texts" else IMAGES), *FIT]) == 0
     shown = capsys.readouterr().out
-    about = json.loads(Path("lightning_logs/default_audit/audit.json").read_text())
+    about = json.loads(Path("lightning_logs/mine_audit/audit.json").read_text())
     sizes = about["classes_of_an_example"]
     sets = [{*label.split(";")} - {""} for _, label in truth if label]
     counts = about["classes"]
