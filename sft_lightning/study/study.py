@@ -261,10 +261,10 @@ def write_results(
 
 def _note_metric(metric: str, has_folds: bool) -> str:
     """Return a sentence on what stands in place of the accuracy where examples have several classes."""
-    points = "0 to 100" if not has_folds else "0 to 100, at a probability of 0.5"
+    at = ", with the classes of a probability of at least 0.5" if has_folds else ""
     return (
-        f"Examples have several classes: all figures are the {metric} ({points} in points). Label spreading, smoothed "
-        "regression and naive Bayes are left out, since they take examples of one class each."
+        f"Examples have several classes: all figures are the {metric}{at}. Label spreading, smoothed regression and "
+        "naive Bayes are left out, since they take examples of one class each."
     )
 
 
