@@ -96,7 +96,7 @@ def render_classes(evaluation: Evaluation) -> Markup:
     ]
     head = ("class", "labels", judged.name, "threshold", "precision", "recall", "F1", "average precision")
     counts = [int(x.sum(1).eq(0).sum()) for x in (targets, predicted)]
-    chosen = "have the best F1 on the validation split" if len(judged.thresholds) else "are 0.5 without validation"
+    chosen = "have the best F1 on the validation split" if len(judged.thresholds) else "are 0.5"
     note = (
         f"On average, {_describe_split(evaluation)} have {targets.double().sum(1).mean():.2f} classes and are "
         f"predicted {predicted.double().sum(1).mean():.2f}; {counts[0]:,} have none, and for {counts[1]:,} none is "

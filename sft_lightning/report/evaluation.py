@@ -91,7 +91,7 @@ class Evaluation:
         has_validation = len(self.data.splits["val"]) and opened.held_out != "val"
         self.validation = self._predict("val") if has_validation else None
         self.labeled = self._predict("labeled")
-        if self.validation is not None:
+        if self.validation is not None and self.task.has_thresholds:
             self._set_thresholds(self.validation)
 
     def _set_thresholds(self, validation: Predictions) -> None:
@@ -100,11 +100,9 @@ class Evaluation:
         if bool(self.task.is_right(logits, labels).all()):
             return
         temperature = fit_temperature(logits, labels)
-        thresholds = self.task.fit_thresholds(logits / temperature, labels)
-        if len(thresholds):
-            self._limits = temperature, thresholds
-            for one in (self.judged, validation, self.labeled):
-                one.temperature, one.thresholds = self._limits
+        self._limits = temperature, self.task.fit_thresholds(logits / temperature, labels)
+        for one in (self.judged, validation, self.labeled):
+            one.temperature, one.thresholds = self._limits
 
     def _predict(self, name: str) -> Predictions:
         split = self.data.splits[name]

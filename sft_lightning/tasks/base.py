@@ -29,6 +29,7 @@ class Task(ABC):
             right.
         hub_metrics: Type, name and title of the metrics for hubs of models.
         example_metric: Name and title of `example_scores`.
+        has_thresholds: Whether classes have thresholds from which they are predicted.
         explained_class: Class of an example whose evidence a page shows: the one with the largest output.
         uneven_advice: Advice for a split in which some classes have far fewer examples than others.
         uncertainty_note: Meaning of `uncertainty`, after "Uncertainty is".
@@ -42,6 +43,7 @@ class Task(ABC):
     metric_titles: ClassVar[dict[str, str]]
     hub_metrics: ClassVar[tuple[tuple[str, str, str], ...]]
     example_metric: ClassVar[tuple[str, str]]
+    has_thresholds: ClassVar[bool] = False
     explained_class: ClassVar[str]
     uneven_advice: ClassVar[str]
     uncertainty_note: ClassVar[str]

@@ -40,6 +40,7 @@ class MultiLabel(Task):
         ("f1", "macro_f1", "macro F1"),
     )
     example_metric: ClassVar[tuple[str, str]] = ("example_f1", "F1 of an example")
+    has_thresholds: ClassVar[bool] = True
     explained_class: ClassVar[str] = "likeliest class"
     uneven_advice: ClassVar[str] = "Read macro_f1 beside micro_f1, and try class_weights: balanced"
     uncertainty_note: ClassVar[str] = "the mean entropy of the classes, 1 where each is as likely as not"
