@@ -67,7 +67,7 @@ def format_set_sizes(sizes: SetSizes) -> list[str]:
     listed = [
         f"{own['mean']:.2f} {name} (at most {own['most']}, {own['none']:,} with none)" for name, own in sizes.items()
     ]
-    return [f"classes of an example, on average: {', '.join(listed)}"] if listed else []
+    return [f"classes  of an example, on average: {', '.join(listed)}"] if listed else []
 
 
 def find_uneven_classes(counts: Counts, names: Sequence[str], noun: str, task: Task) -> list[CheckResult]:
