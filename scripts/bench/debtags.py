@@ -89,7 +89,7 @@ def make_rows(packages: Iterable[Package], facets: Iterable[str], fewest: int, s
         text: [tag for tag in one.tags if tag.startswith(begins) and "TODO" not in tag] for text, one in texts.items()
     }
     counts = Counter(tag for tags in own.values() for tag in tags)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for text, one in texts.items():
         kept = sorted({tag for tag in own[text] if counts[tag] >= fewest})
         label = (SEPARATOR.join(kept) or SEPARATOR) if own[text] else ""

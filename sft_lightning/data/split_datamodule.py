@@ -232,7 +232,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     @property
     def source_key(self) -> str:
         """Text of all settings that decide what the source holds, and how its classes are numbered."""
-        separator = () if self.label_separator is None else (self.label_separator,)
+        separator: tuple[str, ...] = () if self.label_separator is None else (self.label_separator,)
         separator += () if self.label_columns is None else (str(self.label_columns),)
         return repr((type(self).__qualname__, self._named, self.bad.policy, self._class_names, self.labels, *separator))
 

@@ -16,8 +16,10 @@ from sft_lightning.training.callbacks.metrics_csv import Curves, MetricsCSV
 from sft_lightning.utils.environment import describe_machine, format_machine
 from sft_lightning.utils.html import render_collapsible, render_note, render_table
 
-_VALIDATION = ("accuracy", "mean_average_precision", "exact_match", "micro_f1", "macro_f1")
-_VALIDATION += ("calibration_error", "knn_accuracy")
+# Metrics of all kinds of classifiers; each run has some of them.
+_VALIDATION = [
+    "accuracy", "mean_average_precision", "exact_match", "micro_f1", "macro_f1", "calibration_error", "knn_accuracy",
+]  # fmt: skip
 # Meaning of each metric of the pseudo-labels.
 _MEANINGS = {
     "accepted": "share of the pseudo-labels that training uses",

@@ -81,14 +81,14 @@ def _fit_each_class(data: FewLabelDataModule, backbone: Encoder | None) -> Tenso
         with torch.no_grad():
             logits: Tensor = head(x_test)
         return logits.cpu()
-    vectors, strength = _read_sparse(data), _STRENGTH
-    if vectors is None:
-        vectors, strength = tuple(_read_vectors(data, name)[0].numpy() for name in ("labeled", "test")), 1.0
+    vectors = _read_sparse(data)
+    strength = 1.0 if vectors is None else _STRENGTH
+    x, x_test = vectors or (_read_vectors(data, name)[0].numpy() for name in ("labeled", "test"))
     columns = []
     for own in y.T:
         if 0 < int(own.sum()) < len(own):
-            model = Plain(C=strength, max_iter=1000).fit(vectors[0], own.numpy())
-            columns.append(torch.from_numpy(model.decision_function(vectors[1])).float())
+            model = Plain(C=strength, max_iter=1000).fit(x, own.numpy())
+            columns.append(torch.from_numpy(model.decision_function(x_test)).float())
         else:  # a class that all or none have gets its odds alone
             odds = ((own.sum() + 0.5) / (len(own) + 1)).logit()
             columns.append(odds.expand(len(data.splits["test"])))

@@ -339,9 +339,8 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
     def evaluate(checkpoint: Path) -> SFTCLI:
         return command(["test", "--ckpt_path", str(checkpoint), "--trainer.enable_progress_bar=false"])
 
-    name, title = "accuracy", "accuracy"
-    if isinstance(task := getattr(model, "task", None), Task):
-        name, title = task.metric
+    task = getattr(model, "task", None)
+    name, title = task.metric if isinstance(task, Task) else ("accuracy", "accuracy")
 
     def measure(tested: SFTCLI) -> float:
         return round(float(tested.trainer.callback_metrics[f"test/{name}"]), 6)
@@ -350,7 +349,7 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
     result: RunResult = {"test_last": measure(last), "steps": trainer.global_step}
     if has_fold:
         result["correct"] = _list_correct(last)
-    if name != "accuracy":
+    if isinstance(task, Task) and name != "accuracy":
         if has_fold:  # a metric of examples, which can be compared one by one and pooled over folds
             name, title = task.example_metric
             result["test_last"] = round(statistics.fmean(result["correct"].values()), 6)

@@ -44,12 +44,12 @@ def write(path: Path, rows: Sequence[Sequence[str]] = ROWS, names: Sequence[str]
 @pytest.mark.parametrize("kind", ["texts", "images"])
 @pytest.mark.parametrize("prefix", ["", "is_"])
 def test_columns_give_the_data_of_joined_labels(kind: str, prefix: str, tmp_path: Path) -> None:
+    make: type[TextDataModule] | type[ImageDataModule] = TextDataModule if kind == "texts" else ImageDataModule
+    joined = tmp_path / f"{kind}.csv"
     if kind == "texts":
-        write_texts(tmp_path / "texts.csv", 80)
-        make, joined = TextDataModule, tmp_path / "texts.csv"
+        write_texts(joined, 80)
     else:
         write_images(tmp_path, 40)
-        make, joined = ImageDataModule, tmp_path / "images.csv"
     table = split_columns(joined, tmp_path / "columns.csv", prefix)
     given = "is_*" if prefix else [*CLASSES]
     one, other = make(str(joined), label_separator=";"), make(str(table), label_columns=given)

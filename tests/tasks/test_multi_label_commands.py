@@ -72,9 +72,12 @@ def read_predictions(run: Path) -> tuple[Tensor, Tensor, Tensor]:
     lines = (run / "split.csv").read_text().splitlines()
     labels = {row["id"]: row["label"] for row in csv.DictReader(line for line in lines if not line.startswith("#"))}
     probabilities = torch.tensor([[float(row[f"p({name})"]) for name in CLASSES] for row in rows])
-    named = ([row["predicted"] for row in rows], [labels[row["path"]] for row in rows])
-    sets = [torch.tensor([[int(name in one.split(";")) for name in CLASSES] for one in column]) for column in named]
-    return probabilities, *sets
+
+    def read_sets(column: list[str]) -> Tensor:
+        return torch.tensor([[int(name in one.split(";")) for name in CLASSES] for one in column])
+
+    predicted, targets = [row["predicted"] for row in rows], [labels[row["path"]] for row in rows]
+    return probabilities, read_sets(predicted), read_sets(targets)
 
 
 @pytest.mark.parametrize(("name", "language"), [("texts", "onnx"), ("images", "pt2")])
