@@ -83,12 +83,12 @@ def _fit_each_class(data: FewLabelDataModule, backbone: Encoder | None) -> Tenso
         return logits.cpu()
     vectors = _read_sparse(data)
     strength = 1.0 if vectors is None else _STRENGTH
-    x, x_test = vectors or (_read_vectors(data, name)[0].numpy() for name in ("labeled", "test"))
+    inputs, tested = vectors or (_read_vectors(data, name)[0].numpy() for name in ("labeled", "test"))
     columns = []
     for own in y.T:
         if 0 < int(own.sum()) < len(own):
-            model = Plain(C=strength, max_iter=1000).fit(x, own.numpy())
-            columns.append(torch.from_numpy(model.decision_function(x_test)).float())
+            model = Plain(C=strength, max_iter=1000).fit(inputs, own.numpy())
+            columns.append(torch.from_numpy(model.decision_function(tested)).float())
         else:  # a class that all or none have gets its odds alone
             odds = ((own.sum() + 0.5) / (len(own) + 1)).logit()
             columns.append(odds.expand(len(data.splits["test"])))
