@@ -19,6 +19,7 @@ from sft_lightning.data.splits import SplitConfig
 from sft_lightning.modalities import get_modality, load
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.runs.paths import LOGS
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, IssuesFound
 
@@ -35,6 +36,7 @@ class Audit:
         counts: Number of examples of each class, by split.
         facts: Sizes and kinds of the examples.
         summary: The same as lines of text.
+        sets: Number of classes of an example, by split; empty where each has one.
         bounds: Differences up to which examples are near-duplicates.
         labels: Sentence on how labels were checked.
         topics: Results of the checks by topic, including those without rows.
@@ -48,6 +50,7 @@ class Audit:
     counts: class_checks.Counts
     facts: dict[str, object]
     summary: list[str]
+    sets: class_checks.SetSizes
     bounds: dict[str, float]
     labels: str
     topics: dict[str, list[CheckResult]]
@@ -115,7 +118,6 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
         data = cli.datamodule
         if not isinstance(data, FewLabelDataModule):
             raise InputError(f"data is {type(data).__name__}: audit needs a FewLabelDataModule, such as TextDataModule")
-        data.require_one_class("audit")
         request, policy = data.request, data.bad.policy
         data.bad.policy = "skip"  # to find them all
         rank_zero_info(f"Audit: reading {data.source.name} ...")
@@ -131,15 +133,18 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
     backbone = getattr(cli.model, "backbone", None)
     start = backbone if weights != "none" and isinstance(backbone, Encoder) else None
     rank_zero_info("Audit: judging labels ...")
-    judged = label_checks.check_labels(stats, checks, start, request.seed)
-    counts = class_checks.count_classes(stats, data.num_classes)
-    names = data.class_names
+    if data.target == "class":
+        judged = label_checks.check_labels(stats, checks, start, request.seed)
+    else:
+        judged = label_checks.skip_labels(data.num_classes)
+    counts = class_checks.count_classes(stats, data)
+    names, task = data.class_names, make_task(data.target, data.num_classes)
     topics = {
         "refused settings": refused,
         "refused data": _list_faults(faults),
         f"unreadable {spec.plural}": [checks.find_unreadable(stats, policy, faults)],
-        **find_overlaps(exact, near, find_dropped(stats, request), request, names, spec.plural),
-        "missing or uneven classes": class_checks.find_uneven_classes(counts, names, spec.noun),
+        **find_overlaps(exact, near, find_dropped(stats, request), request, data.source.label_names, spec.plural),
+        "missing or uneven classes": class_checks.find_uneven_classes(counts, names, spec.noun, task),
         f"odd {spec.plural}": checks.find_odd(stats),
         "odd files": checks.find_strays(faults),
         **({"wrong labels": [label_checks.make_result(judged, names)]} if judged.is_decided else {}),
@@ -154,6 +159,7 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
         counts,
         facts,
         checks.format_summary(facts),
+        class_checks.measure_sets(stats, data),
         checks.bounds,
         judged.summary,
         topics,
@@ -204,7 +210,7 @@ def format_audit(result: Audit) -> str:
     """
     lines = [f"Audit of {result.source}, splits of seed {result.request.seed}, before leaks are dropped", ""]
     lines += [*class_checks.format_class_counts(result.counts, result.totals, result.names), ""]
-    lines += [*result.summary, f"labels   {result.labels}", ""]
+    lines += [*result.summary, *class_checks.format_set_sizes(result.sets), f"labels   {result.labels}", ""]
     if result.failed:
         lines += [f"{len(result.failed)} findings:", *(f"- {one.finding}." for one in result.failed)]
     else:
@@ -231,6 +237,7 @@ def _to_json(result: Audit) -> dict[str, object]:
         "messages": [finding.message for finding in findings],
         "data_findings": [finding.to_json() for finding in findings_of_data],
         "classes": {name: dict(zip(result.names, own, strict=True)) for name, own in result.counts.items()},
+        **({"classes_of_an_example": result.sets} if result.sets else {}),
         "files": result.facts,
         "labels": result.labels,
         "near_duplicates": result.bounds,

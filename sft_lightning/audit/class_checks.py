@@ -3,42 +3,83 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sft_lightning.audit.findings import CheckResult, CheckRow
+from sft_lightning.data.split_datamodule import SplitDataModule
 from sft_lightning.data.split_stats import SplitStats
+from sft_lightning.tasks.base import Task
 from sft_lightning.utils.tables import align_columns
 
 IMBALANCE = 10  # times as many examples as the smallest class
 _MAX_ROWS = 24
 
 Counts = dict[str, list[int]]
+SetSizes = dict[str, dict[str, float]]
 
 
-def count_classes(stats: Sequence[SplitStats[Any]], num_classes: int) -> Counts:
-    """Count the examples of each class by split, without the unlabeled split, whose labels stay hidden.
+def _list_labels(stats: Sequence[SplitStats[Any]]) -> dict[str, Tensor]:
+    """Return the known labels of each split but the unlabeled one, whose labels stay hidden."""
+    listed = {}
+    for one in stats:
+        if one.name != "unlabeled":
+            labels = torch.tensor([one.label(i) for i in range(len(one))], dtype=torch.int64)
+            listed[one.name] = labels[labels >= 0]
+    return listed
+
+
+def count_classes(stats: Sequence[SplitStats[Any]], data: SplitDataModule) -> Counts:
+    """Count the examples of each class by split, without the unlabeled split.
 
     Args:
         stats: Statistics of all splits.
-        num_classes: Number of classes.
+        data: Data module of the splits.
     """
-    counted = {}
-    for one in stats:
-        if one.name != "unlabeled":
-            counts = [0] * num_classes
-            for i in range(len(one)):
-                if (label := one.label(i)) >= 0:
-                    counts[label] += 1
-            counted[one.name] = counts
-    return counted
+    return {name: data.count_labels(labels).tolist() for name, labels in _list_labels(stats).items()}
 
 
-def find_uneven_classes(counts: Counts, names: Sequence[str], noun: str) -> list[CheckResult]:
+def measure_sets(stats: Sequence[SplitStats[Any]], data: SplitDataModule) -> SetSizes:
+    """Return how many classes the examples of each split have: `mean`, `most`, and the number with `none`.
+
+    Args:
+        stats: Statistics of all splits.
+        data: Data module of the splits.
+
+    Returns:
+        Empty where each example has one class.
+    """
+    if data.label_sets is None:
+        return {}
+    sizes = {name: data.make_targets(labels).sum(1) for name, labels in _list_labels(stats).items() if len(labels)}
+    return {
+        name: {"mean": round(float(own.double().mean()), 3), "most": int(own.max()), "none": int((own == 0).sum())}
+        for name, own in sizes.items()
+    }
+
+
+def format_set_sizes(sizes: SetSizes) -> list[str]:
+    """Format the number of classes of an example as lines of text.
+
+    Args:
+        sizes: Result of `measure_sets`.
+    """
+    listed = [
+        f"{own['mean']:.2f} {name} (at most {own['most']}, {own['none']:,} with none)" for name, own in sizes.items()
+    ]
+    return [f"classes  of an example, on average: {', '.join(listed)}"] if listed else []
+
+
+def find_uneven_classes(counts: Counts, names: Sequence[str], noun: str, task: Task) -> list[CheckResult]:
     """Find classes that a split lacks, and splits dominated by one class.
 
     Args:
         counts: Counts from `count_classes`.
         names: Class names.
         noun: Word for one example.
+        task: Kind of target, whose metrics say nothing of a class without examples.
     """
+    metric = task.monitor[0].removeprefix("val/")
     missing = {
         split: [CheckRow(split, name) for name, n in zip(names, own, strict=True) if not n]
         for split, own in counts.items()
@@ -60,19 +101,19 @@ def find_uneven_classes(counts: Counts, names: Sequence[str], noun: str) -> list
         CheckResult(
             "missing_class",
             f"classes without a validation {noun}",
-            "val/accuracy says nothing of them: hold out more (val_size)",
+            f"val/{metric} says nothing of them: hold out more (val_size)",
             missing.get("val", []),
         ),
         CheckResult(
             "missing_class",
             f"classes without a test {noun}",
-            "test/accuracy says nothing of them: hold out more (test_size)",
+            f"test/{metric} says nothing of them: hold out more (test_size)",
             missing.get("test", []),
         ),
         CheckResult(
             "uneven_classes",
             "splits of uneven classes",
-            "Read macro_f1 beside accuracy, and try class_weights: balanced or balanced_labels: true",
+            task.uneven_advice,
             ratios,
         ),
     ]

@@ -122,6 +122,19 @@ def check_labels(
     return LabelCheck(examples, y, p, suspects, f"{len(y):,} looked at with {by}; {skill}{left}")
 
 
+def skip_labels(num_classes: int) -> LabelCheck:
+    """Return the result for examples of several classes, whose labels are not checked.
+
+    Args:
+        num_classes: Number of classes.
+    """
+    summary = (
+        "not looked at: a wrong label is found by comparing the class of an example with the others, and these "
+        "examples have several; report lists the worst mistakes of a run, with the classes that each of them lacks"
+    )
+    return LabelCheck([], np.zeros(0, dtype=np.int64), np.zeros((0, num_classes)), [], summary, is_decided=False)
+
+
 def is_skilled(right: int, count: int, guess: float) -> bool:
     """Return whether a classifier is accurate enough for its doubts about labels to mean something.
 

@@ -9,7 +9,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "ImageDataModule": {
         "Source": ("source", "root", "download", "unlabeled_source", "predict_source", "class_names", "on_bad_image"),
         "Labels and splits": (
-            "num_labels", "labels_per_class", "labels", "label_separator", "seed", "val_size", "test_size",
+            "num_labels", "labels_per_class", "labels", "label_separator", "label_columns", "seed", "val_size",
+            "test_size",
             "split_file", "test_on", "on_leak",
         ),
         "Images": ("image_size", "channels", "background", "center_crop", "resize", "value_range"),
@@ -26,7 +27,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "unlabeled_source", "predict_source", "class_names",
         ),
         "Labels and splits": (
-            "num_labels", "labels_per_class", "labels", "label_separator", "seed", "val_size", "test_size",
+            "num_labels", "labels_per_class", "labels", "label_separator", "label_columns", "seed", "val_size",
+            "test_size",
             "split_file", "test_on", "on_leak",
         ),
         "Texts": ("tokenizer", "max_length"),
@@ -39,7 +41,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "AudioDataModule": {
         "Source": ("source", "root", "unlabeled_source", "predict_source", "class_names", "on_bad_recording"),
         "Labels and splits": (
-            "num_labels", "labels_per_class", "labels", "label_separator", "seed", "val_size", "test_size",
+            "num_labels", "labels_per_class", "labels", "label_separator", "label_columns", "seed", "val_size",
+            "test_size",
             "split_file", "test_on", "on_leak",
         ),
         "Windows": ("sample_rate", "seconds", "eval_windows"),

@@ -57,6 +57,7 @@ class FewLabelDataModule(PredictDataModule):
         shard_window: int = 16,
         labels: str | None = None,
         label_separator: str | None = None,
+        label_columns: str | list[str] | None = None,
     ) -> None:
         """Keep the settings; the source is opened when it is first needed.
 
@@ -78,6 +79,7 @@ class FewLabelDataModule(PredictDataModule):
             shard_window: Number of shards whose examples are shuffled at a time.
             labels: A CSV with the columns `id,label`, whose labels are added to those of the source and replace them.
             label_separator: Separator of several classes in a label; None for one class each.
+            label_columns: Columns of 0 and 1 of a table, each a class, or a pattern; None for one column of labels.
 
         Raises:
             InputError: A number is out of its range.
@@ -86,8 +88,9 @@ class FewLabelDataModule(PredictDataModule):
         check_min(1, **sizes, unlabeled_ratio=unlabeled_ratio, shard_window=shard_window)
         check_min(0, num_workers=num_workers)
         super().__init__(
-            source, request, unlabeled_source, split_file, test_on, on_bad, class_names, labels, label_separator
-        )
+            source, request, unlabeled_source, split_file, test_on, on_bad, class_names, labels, label_separator,
+            label_columns,
+        )  # fmt: skip
         self.labeled_views, self.unlabeled_ratio, self.balanced_labels = labeled_views, unlabeled_ratio, balanced_labels
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.steps_per_epoch, self.shard_window = steps_per_epoch, shard_window

@@ -92,25 +92,33 @@ class LabelSetSource(Source):
         label_sets: Sets of classes, whose numbers are the labels.
     """
 
-    def __init__(self, source: Source, separator: str, class_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        separator: str,
+        class_names: Sequence[str] | None = None,
+        column_classes: Sequence[str] = (),
+    ) -> None:
         """Split the labels at the separator.
 
         Args:
             source: Source whose class names are labels such as `dog;outdoors`.
             separator: Separator of the classes.
             class_names: Classes in the order of their numbers; None for natural order.
+            column_classes: Classes of columns of 0 and 1 that the labels were made from, in their order; empty where
+                the labels were written with the separator.
 
         Raises:
             InputError: No label has the separator, or one names a class that `class_names` lacks.
         """
         labels = source.class_names
-        if labels and not any(separator in label for label in labels):
+        if labels and not column_classes and not any(separator in label for label in labels):
             raise InputError(
                 f"label_separator is {separator!r}, which is in no label of {source.name!r} (such as {labels[0]!r}): "
                 "correct it, or leave it out if each example has one class"
             )
         self._source, self.name = source, source.name
-        self.label_sets = LabelSets(labels, separator, class_names)
+        self.label_sets = LabelSets(labels, separator, class_names or column_classes or None)
         self.class_names = self.label_sets.class_names
         self.messages = list(source.messages)
         used = [name for label in labels for name in list_classes(label, separator)]

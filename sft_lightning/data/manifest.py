@@ -12,6 +12,7 @@ import torch
 from sft_lightning.data.class_names import list_classes, sort_classes
 from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
+from sft_lightning.data.label_columns import LabelColumns
 from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
 from sft_lightning.data.source import SPLITS, Examples, Source, split_of_name
 from sft_lightning.data.storage import Storage
@@ -35,7 +36,7 @@ class ManifestSource(Source):
 
     def __init__(
         self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = (),
-        needs_labels: bool = True, separator: str | None = None,
+        needs_labels: bool = True, separator: str | None = None, label_columns: LabelColumns | None = None,
     ) -> None:  # fmt: skip
         """Read the table and check every line.
 
@@ -46,6 +47,7 @@ class ManifestSource(Source):
             listed_classes: Class names that the user listed, which are not checked.
             needs_labels: Whether to refuse a table without any label.
             separator: Separator of several classes in a label, which `LabelSetSource` splits; None for one class each.
+            label_columns: Columns of 0 and 1 in place of the column `label`, each a class.
 
         Raises:
             InputError: A path leads out of both folders, a column, file or label is missing, or two lines contradict
@@ -57,7 +59,7 @@ class ManifestSource(Source):
         self._links: list[str] = []
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
-        rows = TableRows(path, known=self.known)
+        rows = TableRows(path, known=self.known, label_columns=label_columns, needs_labels=needs_labels)
         self._rows = self._deduplicate([self._check_row(line, row) for line, row in rows])
         if not self._rows:
             raise InputError(f"manifest {self.name!r} has no line below its header: list one example per line")
@@ -71,7 +73,7 @@ class ManifestSource(Source):
                 f"manifest {self.name!r} has no labels: fill the column 'label' for some lines, or give the folder "
                 "itself to train without labels"
             )
-        self.class_names = labels
+        self.class_names, self.column_classes = labels, rows.column_classes
 
     def _check_row(self, line: int, row: dict[str, str]) -> dict[str, str]:
         where = f"manifest {self.name!r}, line {line}"

@@ -63,11 +63,13 @@ class Source(ABC):
     Attributes:
         name: Name as the user wrote it.
         class_names: Names of the classes, in the order of their numbers.
+        column_classes: Classes that have a column of 0 and 1 in a table; empty where labels are one column.
         messages: Findings about the data, which a run logs; a plain sentence becomes a finding of kind `note`.
     """
 
     name: str
     class_names: tuple[str, ...] = ()
+    column_classes: tuple[str, ...] = ()
     messages: Sequence[str | Finding] = ()
 
     @property

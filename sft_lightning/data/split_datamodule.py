@@ -19,6 +19,7 @@ from sft_lightning.data.class_names import find_missing_classes
 from sft_lightning.data.class_order import RenumberedSource
 from sft_lightning.data.contract import FewLabelData
 from sft_lightning.data.issues import as_finding
+from sft_lightning.data.label_columns import SEPARATOR, LabelColumns
 from sft_lightning.data.label_files import read_label_rows
 from sft_lightning.data.label_sets import LabelSets, LabelSetSource
 from sft_lightning.data.loaders import Stream, close
@@ -60,6 +61,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         class_names: list[str] | None,
         labels: str | None = None,
         label_separator: str | None = None,
+        label_columns: str | list[str] | None = None,
     ) -> None:
         """Keep the settings; the source is opened when it is first needed.
 
@@ -73,16 +75,25 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             class_names: Classes in the order of their numbers; those of the source are matched by name.
             labels: A CSV with the columns `id,label`, whose labels are added to those of the source and replace them.
             label_separator: Separator of several classes in a label; None for one class each.
+            label_columns: Columns of 0 and 1 of a table, each a class, or a pattern; None for one column of labels.
 
         Raises:
-            InputError: The seed is out of its range.
+            InputError: The seed is out of its range, or a setting of several classes is wrong.
         """
         super().__init__()
         if not 0 <= request.seed < 2**32:
             raise InputError(f"seed is {request.seed}: give a whole number from 0 to 4294967295")
         if label_separator is not None and not label_separator.strip():
             raise InputError(f"label_separator is {label_separator!r}: give a character such as ';', or leave it out")
+        if label_columns is not None and label_separator is not None:
+            raise InputError(
+                f"label_separator is {label_separator!r} and label_columns is {label_columns!r}: set one of them"
+            )
         self._named, self._class_names, self.labels = source, class_names, labels
+        self.label_columns: LabelColumns | None = None
+        if label_columns is not None:
+            given = label_columns if isinstance(label_columns, str) else tuple(label_columns)
+            self.label_columns, label_separator = LabelColumns(given), SEPARATOR
         self.label_separator = label_separator
         self.unlabeled_source, self.split_file, self.test_on = unlabeled_source, split_file, test_on
         self.request, self.bad = request, self._make_record(on_bad)
@@ -158,7 +169,14 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             listed = [row.label for row in read_label_rows(Path(self.labels)) if row.label and not row.status]
         if self.labels is not None:
             source = LabeledSource(source, Path(self.labels), listed)
-        return source if separator is None else LabelSetSource(source, separator, self._class_names)
+        if separator is None:
+            return source
+        if self.label_columns is not None and not self.opened_source.column_classes:
+            raise InputError(
+                f"label_columns is {self.label_columns}, and source {self._named!r} has no columns: give a table, or "
+                "leave it out"
+            )
+        return LabelSetSource(source, separator, self._class_names, self.opened_source.column_classes)
 
     @property
     def label_sets(self) -> LabelSets | None:
@@ -184,9 +202,12 @@ class SplitDataModule(FewLabelData, LightningDataModule):
             InputError: The data has a `label_separator`.
         """
         if self.target != "class":
+            setting = f"label_separator {self.label_separator!r}"
+            if self.label_columns is not None:
+                setting = f"label_columns {self.label_columns}"
             raise InputError(
-                f"{what} takes examples of one class each, and label_separator {self.label_separator!r} gives them "
-                "several: use FineTuneClassifier or SemiSupervisedModule with fit, test and predict"
+                f"{what} takes examples of one class each, and {setting} gives them several: use "
+                "FineTuneClassifier or SemiSupervisedModule with fit, test and predict"
             )
 
     def make_targets(self, labels: Tensor) -> Tensor:
@@ -211,7 +232,8 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     @property
     def source_key(self) -> str:
         """Text of all settings that decide what the source holds, and how its classes are numbered."""
-        separator = () if self.label_separator is None else (self.label_separator,)
+        separator: tuple[str, ...] = () if self.label_separator is None else (self.label_separator,)
+        separator += () if self.label_columns is None else (str(self.label_columns),)
         return repr((type(self).__qualname__, self._named, self.bad.policy, self._class_names, self.labels, *separator))
 
     @property
@@ -238,7 +260,15 @@ class SplitDataModule(FewLabelData, LightningDataModule):
 
     def labeled_counts(self) -> Tensor:
         """Return the number of training labels of each class, int64 of shape (num_classes,)."""
-        labels, sets = self.splits["labeled"].labels, self.label_sets
+        return self.count_labels(self.splits["labeled"].labels)
+
+    def count_labels(self, labels: Tensor) -> Tensor:
+        """Return how many labels have each class, int64, (num_classes,).
+
+        Args:
+            labels: Known labels, int64, (N,).
+        """
+        sets = self.label_sets
         return torch.bincount(labels, minlength=self.num_classes) if sets is None else sets.count(labels)
 
     # --- splits

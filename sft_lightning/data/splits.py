@@ -301,7 +301,7 @@ def _labeled(pool: Split, request: SplitConfig, class_names: Sequence[str]) -> t
                 f"num_labels is {request.num_labels}, but only {len(candidates)} labeled training examples are left "
                 "after validation and test were held out: ask for fewer"
             )
-        quota = quotas(counts, request.num_labels)
+        quota = quotas(counts, request.num_labels) if sets is None else {}  # examples of no class count for none
     else:
         return _divided(pool, candidates)
     # Groups separate training from evaluation; within training, the label budget is met exactly.

@@ -70,10 +70,18 @@ class TableColumns:
 
     Attributes:
         positions: Position of each known column.
+        class_positions: Position of each column of 0 and 1.
         watched: Positions of the other columns whose values `watch` takes.
     """
 
-    def __init__(self, table: str, names: Sequence[str], needed: Sequence[str], known: Sequence[str] = KNOWN) -> None:
+    def __init__(
+        self,
+        table: str,
+        names: Sequence[str],
+        needed: Sequence[str],
+        known: Sequence[str] = KNOWN,
+        classes: Iterable[str] = (),
+    ) -> None:
         """Find the known columns; case, spaces and quotes make no difference.
 
         Args:
@@ -81,6 +89,7 @@ class TableColumns:
             names: Names of the columns, in their order.
             needed: Names of required columns; unknown columns are examined only if `label` is one of them.
             known: Names of columns that are read.
+            classes: Names of columns of 0 and 1 in place of the column `label`.
 
         Raises:
             InputError: A required column is missing, or a name is repeated.
@@ -102,7 +111,9 @@ class TableColumns:
                 f"{', '.join(map(repr, self._names)) or 'none'}, needed are path,label[,split][,group]"
                 f"{self._suggest_names(missing) or texts}"
             )
-        rest = [i for i in range(len(names)) if i not in self.positions.values()] if "label" in needed else []
+        self.class_positions = {name: [*names].index(name) for name in classes}
+        used = {*self.positions.values(), *self.class_positions.values()}
+        rest = [i for i in range(len(names)) if i not in used] if "label" in needed or self.class_positions else []
         self._others = [i for i in rest if self._names[i]]
         self._values: dict[int, set[str]] = {i: set() for i in self._others}
         self._repeats: set[int] = set()

@@ -5,11 +5,12 @@ import csv
 import datetime
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 
 from sft_lightning.data.issues import Finding
+from sft_lightning.data.label_columns import ColumnReader, LabelColumns
 from sft_lightning.data.table_columns import KNOWN, TableColumns, count_known
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.spreadsheet import restore_cell
@@ -27,19 +28,34 @@ class TableRows:
 
     Attributes:
         messages: Findings about unused columns, complete after all rows were read.
+        column_classes: Classes that have a column of 0 and 1, known after the first row was read.
     """
 
-    def __init__(self, path: Path, needed: Sequence[str] = ("path", "label"), known: Sequence[str] = KNOWN) -> None:
+    def __init__(
+        self,
+        path: Path,
+        needed: Sequence[str] = ("path", "label"),
+        known: Sequence[str] = KNOWN,
+        label_columns: LabelColumns | None = None,
+        needs_labels: bool = True,
+    ) -> None:
         """Remember what to read.
 
         Args:
             path: Path of the file.
             needed: Names of required columns.
             known: Names of columns that are read.
+            label_columns: Columns of 0 and 1 that become the cell `label`; None for the column of this name.
+            needs_labels: Whether these columns must exist.
         """
         self.messages: list[Finding] = []
+        self.column_classes: tuple[str, ...] = ()
+        self._label_columns, self._needs_labels = label_columns, needs_labels
+        if label_columns is not None:
+            needed, known = [n for n in needed if n != "label"], [n for n in known if n != "label"]
         self._path, self._needed, self._known = path, needed, known
         self._where = f"manifest {str(path)!r}"
+        self._reader: ColumnReader | None = None
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
         """Read the rows, a Parquet file 4,096 rows at a time.
@@ -87,7 +103,7 @@ class TableRows:
 
     def _read_csv_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
         delimiter, names = self._read_header(lines)
-        columns = TableColumns(str(self._path), names, self._needed, self._known)
+        columns = self._find_columns(names)
         reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         while True:
             line = lines.begin_row()
@@ -100,9 +116,10 @@ class TableRows:
             if not any(cells):
                 continue
             self._check_row(line, cells, names, columns, delimiter)
-            yield line, {n: cells[columns.positions[n]] if n in columns.positions else "" for n in self._known}
+            row = {n: cells[columns.positions[n]] if n in columns.positions else "" for n in self._known}
+            yield line, self._add_label(line, row, {name: cells[i] for name, i in columns.class_positions.items()})
             columns.watch([cells[i] for i in columns.watched])
-        self.messages = columns.describe_unused()
+        self._finish(columns)
 
     def _read_json_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
         rows: list[tuple[int, dict[str, object]]] = []
@@ -118,14 +135,36 @@ class TableRows:
                 raise InputError(f"{where}: it is not an object in braces: write one per line")
             rows.append((lines.number, row))
         names = [*dict.fromkeys(name for _, row in rows for name in row)]  # each row may lack some
-        columns = TableColumns(str(self._path), names, self._needed, self._known)
+        columns = self._find_columns(names)
         found = {name: names[i] for name, i in columns.positions.items()}
         for line, row in rows:
             where = f"{self._where}, line {line}"
             cells = {name: _convert_cell(row.get(key), where, key, name) for name, key in found.items()}
-            yield line, {name: cells.get(name, "") for name in self._known}
+            marks = {
+                names[i]: _convert_cell(row.get(names[i]), where, names[i], "")
+                for i in columns.class_positions.values()
+            }
+            yield line, self._add_label(line, {name: cells.get(name, "") for name in self._known}, marks)
             columns.watch([_convert_cell(row.get(names[i]), where, names[i], "") for i in columns.watched])
-        self.messages = columns.describe_unused()
+        self._finish(columns)
+
+    def _find_columns(self, names: Sequence[str]) -> TableColumns:
+        self._reader = None
+        if self._label_columns is not None:
+            self._reader = ColumnReader(self._label_columns, names, self._where, self._needs_labels)
+            self.column_classes = (*self._reader.classes,)
+        classes = {} if self._reader is None else self._reader.classes
+        return TableColumns(str(self._path), names, self._needed, self._known, classes.values())
+
+    def _add_label(self, line: int, row: dict[str, str], marks: Mapping[str, str]) -> dict[str, str]:
+        """Return a row with the label that its columns of 0 and 1 give, if these are read."""
+        if self._reader is None:
+            return row
+        label = self._reader.read(line, {name: marks[column] for name, column in self._reader.classes.items()})
+        return {**row, "label": label}
+
+    def _finish(self, columns: TableColumns) -> None:
+        self.messages = columns.describe_unused() + ([] if self._reader is None else self._reader.describe())
 
     def _read_header(self, lines: "_Lines") -> tuple[str, list[str]]:
         """Return the delimiter and the column names, skipping comments before them."""
@@ -186,25 +225,27 @@ class TableRows:
         try:
             with parquet.ParquetFile(self._path) as file:
                 schema = file.schema_arrow
-                columns = TableColumns(str(self._path), schema.names, self._needed, self._known)
+                columns = self._find_columns(schema.names)
                 types = [t.value_type if pyarrow.types.is_dictionary(t) else t for t in schema.types]
                 texts = [i for i, t in enumerate(types) if str(t) in ("string", "large_string", "string_view")]
                 columns.watch_only(texts, [i for i, t in enumerate(types) if pyarrow.types.is_primitive(t)])
                 known = {schema.names[i]: name for name, i in columns.positions.items()}
                 extra = [schema.names[i] for i in columns.watched]
-                for batch in file.iter_batches(_ROWS, columns=[*known, *extra]):
+                marked = [*columns.class_positions]
+                for batch in file.iter_batches(_ROWS, columns=[*known, *marked, *extra]):
                     for row in batch.to_pylist():
                         number += 1
                         where = f"{self._where}, line {number}"
                         cells = {
                             name: _convert_cell(row[column], where, column, name) for column, name in known.items()
                         }
-                        yield number, {name: cells.get(name, "") for name in self._known}
+                        marks = {name: _convert_cell(row[name], where, name, "") for name in marked}
+                        yield number, self._add_label(number, {n: cells.get(n, "") for n in self._known}, marks)
                         names = [schema.names[i] for i in columns.watched]
                         columns.watch([_convert_cell(row[name], where, name, "") for name in names])
         except (OSError, ValueError) as error:
             raise InputError(f"{self._where} is not a readable Parquet file: {error}") from error
-        self.messages = columns.describe_unused()
+        self._finish(columns)
 
 
 class _Lines:

@@ -15,7 +15,7 @@ from sft_lightning.export.program_form import Given, find_form
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.trained_network import TrainedNetwork
-from sft_lightning.tasks.classification_metrics import ClassifierMetrics
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.errors import InputError, find_input_error
 from sft_lightning.utils.inputs import concatenate_inputs
 
@@ -33,9 +33,10 @@ class ExportEvaluation:
         metrics: Metrics of the classifier by name, on `count` examples of `total`; empty if not measured.
         count: Number of examples with a label.
         total: Number of examples of the split.
-        temperature: Divisor of the logits before the softmax, as in `predict`; 1 if unknown.
+        temperature: Divisor of the logits before the probabilities, as in `predict`; 1 if unknown.
         calibrated_on: Number of validation examples that the temperature was fitted on.
         random_reason: Why the inputs are random ones.
+        thresholds: Probability from which each class is predicted where examples have several, (C,); empty if unknown.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class ExportEvaluation:
     temperature: float = 1.0
     calibrated_on: int = 0
     random_reason: str | None = None
+    thresholds: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def evaluate_export(
@@ -92,22 +94,23 @@ def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compare
     evaluation = ExportEvaluation(_SPLITS[name], inputs, total=len(data.splits[name]))
     if not most or not trained.head:
         return evaluation
+    task = make_task(data.target, len(trained.head["weight"]))
     logits, y = _predict_split(trained, data, "val", most)
-    if len(y) and bool((logits.argmax(1) != y).any()):  # where all are right, no temperature fits best
+    if len(y) and not bool(task.is_right(logits, y).all()):  # where all are right, no temperature fits best
         evaluation.temperature, evaluation.calibrated_on = fit_temperature(logits, y), len(y)
+        evaluation.thresholds = task.fit_thresholds(logits / evaluation.temperature, y)
     if name != "val":
         logits, y = _predict_split(trained, data, "test", most)
     if len(y):
-        evaluation.count, evaluation.metrics = len(y), _compute_metrics(logits, y)
+        evaluation.count, evaluation.metrics = len(y), task.measure(logits, y)
         if evaluation.calibrated_on:
-            evaluation.metrics["calibrated_error"] = _compute_metrics(logits / evaluation.temperature, y)[
-                "calibration_error"
-            ]
+            scaled = logits / evaluation.temperature
+            evaluation.metrics |= task.measure_calibrated(scaled, y, evaluation.thresholds)
     return evaluation
 
 
 def _predict_split(trained: TrainedNetwork, data: FewLabelDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
-    """Compute logits (N, K) of the labeled examples of a split, and return them with their labels (N,)."""
+    """Compute logits (N, K) of the labeled examples of a split, and return them with their targets, (N, ...)."""
     if not len(data.splits[name]):
         return torch.empty(0, 1), torch.empty(0)
     chosen = add_subset(data, name, most)
@@ -115,10 +118,5 @@ def _predict_split(trained: TrainedNetwork, data: FewLabelDataModule, name: str,
     if x is None:
         raise InputError(f"some {_SPLITS[name]} examples cannot be read")
     y = data.splits[chosen].labels
-    return F.linear(x, trained.head["weight"], trained.head["bias"])[y >= 0], y[y >= 0]
-
-
-def _compute_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    metrics = ClassifierMetrics(logits.shape[1])
-    metrics.update(logits, labels)
-    return {name: float(value) for name, value in metrics.compute().items()}
+    logits = F.linear(x, trained.head["weight"], trained.head["bias"])
+    return logits[y >= 0], data.make_targets(y[y >= 0])

@@ -71,12 +71,6 @@ def export(
     trained = load_trained_network(checkpoint)
     folder = find_run(checkpoint)
     config = {} if folder is None else _read_config(folder / "fit.yaml")
-    separator = ((config.get("data") or {}).get("init_args") or {}).get("label_separator")
-    if format != "safetensors" and separator is not None:
-        raise InputError(
-            f"format is {format!r}, and the model card shows how to use programs that take examples of one class each, "
-            f"while label_separator {separator!r} gives those of run {run!r} several: leave it at safetensors"
-        )
     classifier = None
     if part != "backbone" and not trained.head:
         made_by = trained.metadata["made_by"]
@@ -119,6 +113,9 @@ def export(
         }
     elif known is not None and part != "backbone":
         metadata["temperature"] = {"value": known.value, "held_out_labels": known.labels}
+    if "target" in trained.metadata and part != "backbone":
+        limits = evaluation.thresholds if evaluation is not None and len(evaluation.thresholds) else None
+        metadata["thresholds"] = [0.5] * len(trained.head["weight"]) if limits is None else limits.tolist()
     if format == "safetensors" or evaluation is None:
         write_weights(file, _select_tensors(trained, part), metadata)
     else:

@@ -13,6 +13,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from sft_lightning._version import __version__
+from sft_lightning.data.class_names import list_classes
+from sft_lightning.data.label_columns import SEPARATOR
 from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_split_counts
 from sft_lightning.export.evaluate import ExportEvaluation
@@ -21,7 +23,9 @@ from sft_lightning.export.programs import describe_parity
 from sft_lightning.export.usage_snippet import format_snippet, metadata_path
 from sft_lightning.modalities import get_modality
 from sft_lightning.runs.lineage import format_lineage as chain_in_words
+from sft_lightning.tasks.base import Task
 from sft_lightning.tasks.classification_metrics import wilson
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.utils.environment import format_machine as machine_in_words
 from sft_lightning.utils.errors import InputError
@@ -29,13 +33,6 @@ from sft_lightning.utils.inputs import InputSpec
 
 BLANK = "**To be filled in by you:** ____"
 _MAX_CLASSES = 100  # classes that a table can hold
-_METRICS = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "calibration_error": "expected calibration error (15 bins)",
-    "calibrated_error": "the same with the temperature",
-    "loss": "cross-entropy",
-}
 _SPLIT_TITLES = {"labeled": "labeled", "val": "validation", "test": "test"}
 
 
@@ -53,7 +50,8 @@ class CardData:
         evaluation: Evaluation at export; None if there was none.
         name: Name of the run.
         spec: Inputs of the network.
-        counts: Number of examples by split and class; empty where they are unknown.
+        counts: Number of examples by split and label; empty where they are unknown.
+        task: Kind of target.
     """
 
     file: Path
@@ -66,11 +64,13 @@ class CardData:
     name: str = field(init=False)
     spec: InputSpec = field(init=False)
     counts: dict[str, Counter[str]] = field(init=False)
+    task: Task = field(init=False)
 
     def __post_init__(self) -> None:
         """Read how the data was split."""
         self.name = self.checkpoint.name if self.folder is None else "/".join(self.folder.resolve().parts[-2:])
         self.spec = InputSpec.from_settings(self.metadata) or InputSpec("unknown", ())
+        self.task = make_task(self.metadata.get("target", "class"), len(self.metadata["class_names"]) or 2)
         self.counts = {}
         if self.folder is not None:
             with suppress(InputError):  # the card says that they are unknown
@@ -94,6 +94,18 @@ class CardData:
             split: Name of the split.
         """
         return sum(self.counts.get(split, Counter()).values())
+
+    def count_class(self, split: str, name: str) -> int:
+        """Count the examples of a split that have a class.
+
+        Args:
+            split: Name of the split.
+            name: Name of the class.
+        """
+        counts, separator = self.counts[split], self.get_setting("data", "label_separator")
+        if self.task.target == "class":
+            return counts[name]
+        return sum(n for label, n in counts.items() if name in list_classes(label, separator or SEPARATOR))
 
 
 def format_model_card(card: CardData) -> str:
@@ -144,7 +156,7 @@ def _format_front_matter(card: CardData) -> str:
         source = {"name": str(card.get_setting("data", "source")), "type": str(card.get_setting("data", "source"))}
         values = [
             {"type": kind, "name": words, "value": round(evaluation.metrics[name], 4)}
-            for kind, name, words in (("accuracy", "accuracy", "accuracy"), ("f1", "macro_f1", "macro F1"))
+            for kind, name, words in card.task.hub_metrics
         ]
         result = {"task": {"type": task}, "dataset": {**source, "split": "test"}, "metrics": values}
         front["model-index"] = [{"name": card.name, "results": [result]}]
@@ -177,9 +189,9 @@ def _write_intended(card: CardData) -> str:
     if not names:
         what = f"Features of {like}, for another network to learn from."
     elif metadata["part"] == "backbone":
-        what = f"Features of {like}; they were learned to tell {len(names)} classes apart."
+        what = f"Features of {like}; they were learned to {card.task.describe_aim()}."
     else:
-        what = f"To tell {len(names)} classes apart in {like}."
+        what = f"To {card.task.describe_aim()} in {like}."
     return f"{what}\n\n{BLANK} who is to use it for what, and what must not depend on it."
 
 
@@ -200,9 +212,9 @@ def _write_data(card: CardData) -> str:
     lines.append(f"- splits: {sizes} (chosen by seed, in `split.csv`)")
     names = card.metadata["class_names"] or sorted({c for n in _SPLIT_TITLES for c in card.counts[n] if c})
     if len(names) > _MAX_CLASSES:
-        few = [card.counts["labeled"][c] for c in names]
+        few = [card.count_class("labeled", c) for c in names]
         return "\n".join([*lines, f"- classes: {len(names)}, with {min(few)} to {max(few)} labels each (`split.csv`)"])
-    rows = [[escape_markdown(c), *(f"{card.counts[n][c]:,}" for n in _SPLIT_TITLES)] for c in names]
+    rows = [[escape_markdown(c), *(f"{card.count_class(n, c):,}" for n in _SPLIT_TITLES)] for c in names]
     head = [["class", *_SPLIT_TITLES.values()], ["---", *["---:"] * len(_SPLIT_TITLES)]]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [*head, *rows])
     return "\n".join(lines) + (f"\n\n{table}" if names else "")
@@ -258,9 +270,11 @@ def _write_metrics(card: CardData) -> str:
             f"Measured at export, with PyTorch, on {which} {card.spec.plural} of the {evaluation.kind} split: "
             f"{card.iterate}."
         ]
-        low, high = wilson(m["accuracy"], count)
-        rows = [f"| {words} | {m[name]:.4f} |" for name, words in _METRICS.items() if name in m]
-        rows[0] = f"| accuracy | {m['accuracy']:.4f} (95% interval {low:.3f} to {high:.3f}) |"
+        titles = card.task.metric_titles
+        rows = [f"| {words} | {m[name]:.4f} |" for name, words in titles.items() if name in m]
+        share, words = next(iter(titles.items()))
+        low, high = wilson(m[share], count)
+        rows[0] = f"| {words} | {m[share]:.4f} (95% interval {low:.3f} to {high:.3f}) |"
         sentences.append("\n".join(["| metric | value |", "| --- | --- |", *rows]))
         sentences += _write_temperature(card)
         if evaluation.kind != "test":
@@ -284,7 +298,12 @@ def _write_temperature(card: CardData) -> list[str]:
         else (f"the labels of {temperature[f'validation_{card.spec.plural}']:,} validation {card.spec.plural}")
     )
     value = f"{temperature['value']:.3f}"
-    return [f"`predict` divides the logits by the temperature {value}, under which {labels} are likeliest."]
+    sentences = [f"`predict` divides the logits by the temperature {value}, under which {labels} are likeliest."]
+    if "thresholds" in card.metadata:
+        sentences[0] += (
+            " It names the classes whose probability is at least their threshold, which has the best F1 there."
+        )
+    return sentences
 
 
 def _write_recorded(card: CardData) -> str:
@@ -292,8 +311,9 @@ def _write_recorded(card: CardData) -> str:
     step, curves = card.metadata["step"], read_curves(card.folder) if card.folder is not None else None
     if curves is None or step is None or "wise" in card.metadata:
         return ""
-    values = {n: v for n in _METRICS for at, v in curves.get(f"val/{n}", []) if at == step - 1}
-    listed = ", ".join(f"{_METRICS[n]} {v:.4f}" for n, v in values.items())
+    titles = card.task.metric_titles
+    values = {n: v for n in titles for at, v in curves.get(f"val/{n}", []) if at == step - 1}
+    listed = ", ".join(f"{titles[n]} {v:.4f}" for n, v in values.items())
     count = f"{card.spec.count(card.count_examples('val'))} of the " if card.count_examples("val") else ""
     return f"By the run's own record, on {count}validation split: {listed} ({card.iterate})." if values else ""
 
@@ -317,11 +337,8 @@ def _write_limits(card: CardData) -> str:
     form = find_form(metadata)
     limits = [] if form is None else form.explain_limits()
     if metadata["class_names"] and metadata["part"] != "backbone":
-        limits.append(
-            f"It knows {len(metadata['class_names'])} classes and no other: what belongs to none of them is given one "
-            "all the same, and its probability can be high. It does not say that something is unknown."
-        )
-        by_class = {c: card.counts["labeled"][c] for c in metadata["class_names"]} if card.counts else {}
+        limits.append(card.task.explain_limit())
+        by_class = {c: card.count_class("labeled", c) for c in metadata["class_names"]} if card.counts else {}
         if by_class:
             fewest = min(by_class, key=lambda c: by_class[c])
             smallest = f"{by_class[fewest]:,} of class {escape_markdown(fewest)}"
@@ -329,7 +346,7 @@ def _write_limits(card: CardData) -> str:
                 f"It learned from {card.count_examples('labeled'):,} labels, {smallest}: with few labels, another "
                 "choice of them gives another network, and rare kinds of a class are not in them."
             )
-        unseen = [c for c in by_class if not card.counts["test"][c]]
+        unseen = [c for c in by_class if not card.count_class("test", c)]
         if unseen and card.count_examples("test"):
             limits.append(f"Without an example in the test split: {', '.join(map(escape_markdown, unseen))}.")
     source = escape_markdown(card.get_setting("data", "source") or "its data")

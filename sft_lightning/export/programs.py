@@ -22,6 +22,8 @@ from sft_lightning.export.program_form import Given, Program, ProgramForm, find_
 from sft_lightning.modalities import get_modality
 from sft_lightning.networks.weights import Tensors
 from sft_lightning.runs.trained_network import TrainedNetwork
+from sft_lightning.tasks.base import Task
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec, concatenate_inputs, count_inputs, select_inputs
@@ -93,6 +95,7 @@ def write_program(
     layer = None if classifier is None else classifier.make_layer()
     program = form.program(network, (layer or _make_linear(trained.head)) if with_head else None)
     expected = _run_pytorch(trained, form, measured.inputs, with_head, classifier)
+    task = make_task(metadata.get("target", "class"), expected.shape[1]) if with_head else None
     contract = {**metadata, "format": language, **form.describe()}
     contract["output"] = {
         "name": "logits" if with_head else "features", "type": "float32", "shape": ["batch", expected.shape[1]],
@@ -106,7 +109,7 @@ def write_program(
                 warnings.simplefilter("ignore")
                 {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, form, staged, contract)
                 run = {"onnx": _read_onnx, "pt2": _read_pt2}[language](staged)
-                parity = _check_parity(run, form, measured, expected, language, with_head)
+                parity = _check_parity(run, form, measured, expected, language, task)
         except InputError:
             raise
         except Exception as error:  # the exporters name no types, and each network fails in its own way
@@ -215,7 +218,7 @@ def _check_parity(
     measured: ExportEvaluation,
     expected: Tensor,
     language: ProgramFormat,
-    with_head: bool,
+    task: Task | None,
 ) -> dict[str, Any]:
     """Compare a program with the expected outputs and return what is recorded of it.
 
@@ -232,7 +235,8 @@ def _check_parity(
     with torch.no_grad():
         outputs = torch.cat([run(batch) for batch in batches])
     apart = (outputs - expected).abs()
-    equal = float((outputs.argmax(1) == expected.argmax(1)).double().mean()) if with_head else None
+    allowed = TOLERANCE * (expected.abs() + expected.abs().mean().clamp_max(1))
+    equal = None if task is None else float(task.agrees(outputs, expected, allowed).double().mean())
     parity = {
         "largest_difference": float(apart.max()),
         "equal_classes": equal,
@@ -243,7 +247,6 @@ def _check_parity(
         "tolerance": f"{TOLERANCE} of each output and of the mean output, the latter not above 1",
         "runtime": f"onnxruntime {version('onnxruntime')}" if language == "onnx" else f"torch {torch.__version__}",
     }
-    allowed = TOLERANCE * (expected.abs() + expected.abs().mean().clamp_max(1))
     if not bool((apart <= allowed).all()) or equal not in (None, 1.0):  # NaN is not less than anything
         raise InputError(
             f"the {language} program {describe_parity(parity, plural)}, more than is allowed ({parity['tolerance']}, "

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lightning.export.program_form import find_form
+from sft_lightning.tasks.make_task import make_task
 
 
 def format_snippet(file: Path, metadata: dict[str, Any]) -> str:
@@ -27,12 +28,8 @@ def format_snippet(file: Path, metadata: dict[str, Any]) -> str:
     if metadata["part"] == "model":
         scale = metadata.get("temperature", {}).get("value", 1.0)
         lines.append(f"logits = logits / {scale}  # the temperature")
-        lines.append("probabilities = np.exp(logits - logits.max(1, keepdims=True))")
-        lines.append("probabilities /= probabilities.sum(1, keepdims=True)")
-        if metadata["class_names"]:
-            lines.append(f'names = json.load(open("{metadata_path(file).name}", encoding="utf-8"))["class_names"]')
-        shown = "names[probabilities[0].argmax()]" if metadata["class_names"] else "probabilities[0].argmax()"
-        lines.append(f"print({shown}, probabilities[0].max())")
+        described = metadata_path(file).name if metadata["class_names"] else None
+        lines += make_task(metadata.get("target", "class"), metadata["output"]["shape"][1]).format_code(described)
     return "\n".join(lines)
 
 

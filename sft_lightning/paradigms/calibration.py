@@ -29,7 +29,6 @@ NEIGHBOR = 10  # k; one hundredth of the remembered examples where that is fewer
 UNLIKE = 0.99  # percentile above which an input is marked
 _ROUNDED = 1e-3  # tolerance for rounding errors of lengths and distances
 _NONE = torch.empty(0)
-_FEWEST = 5  # examples of a class for a threshold of its own
 _PAIRS = 2**17  # pairs of an input and a remembered example that are compared at a time
 
 
@@ -51,31 +50,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return float(F.cross_entropy(scaled, labels))
 
     return math.exp(float(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x))
-
-
-def fit_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """Choose the probability of each class from which it is predicted, by the best F1 of validation examples.
-
-    Classes of fewer than 5 such examples keep 0.5, since the best threshold of a few is one of chance.
-
-    Args:
-        probabilities: Probabilities, (N, C).
-        targets: 1 for each class of an example and 0 for the others, (N, C).
-
-    Returns:
-        float32, (C,).
-    """
-    thresholds = torch.full((targets.shape[1],), 0.5)
-    for k in range(targets.shape[1]):
-        p, order = probabilities[:, k].float().sort(descending=True)
-        right = targets[order, k].cumsum(0)
-        if int(targets[:, k].sum()) >= _FEWEST:
-            f1 = 2 * right / (torch.arange(1, len(p) + 1) + targets[:, k].sum())
-            ends = torch.cat([p[1:] < p[:-1], torch.tensor([True])])  # equal probabilities are predicted together
-            best = int(torch.where(ends, f1, -torch.ones(())).argmax())
-            below = p[best + 1] if best + 1 < len(p) else torch.zeros(())
-            thresholds[k] = (p[best] + below) / 2
-    return thresholds
 
 
 def neighbor_distance(features: Tensor, bank: Tensor, among_themselves: bool = False) -> Tensor:
@@ -142,7 +116,7 @@ class Calibration:
         probabilities = logits.softmax(1) if task is None else task.probabilities(logits)
         outputs = {"probabilities": probabilities}
         if task is not None and task.name == "multi_label":
-            outputs["predicted"] = probabilities >= (self.thresholds.to(logits) if len(self.thresholds) else 0.5)
+            outputs["predicted"] = task.decide(logits, self.thresholds).bool()
         if len(self.reference_distances):
             distance = neighbor_distance(features, self.bank)
             share = torch.searchsorted(self.reference_distances, distance, right=True) / len(self.reference_distances)
@@ -232,8 +206,7 @@ def fit_calibration(module: Any, training: Iterable[Any], held_out: Iterable[Any
         )
     else:
         trust.temperature, trust.calibrated_on = fit_temperature(logits, labels), len(labels)
-        if labels.ndim == 2:
-            trust.thresholds = fit_thresholds((logits / trust.temperature).sigmoid(), labels)
+        trust.thresholds = module.task.fit_thresholds(logits / trust.temperature, labels)
     return trust
 
 

@@ -1,6 +1,5 @@
 """Render the sections of a report that show examples."""
 
-import math
 from collections import Counter
 from pathlib import Path
 
@@ -38,17 +37,17 @@ def render_mistakes(evaluation: Evaluation) -> Markup:
         evaluation: Evaluation of a classifier.
     """
     judged = evaluation.judged
-    wrong = (judged.predicted != judged.labels).nonzero()[:, 0]
+    wrong = (~judged.is_right).nonzero()[:, 0]
     if not len(wrong):
         return render_note("Every prediction is right.")
-    confidence = judged.logits.softmax(1).max(1).values
+    confidence = judged.task.confidence(judged.outputs)
     largest = wrong[judged.losses[wrong].argsort(descending=True, stable=True)][:_NUM_SHOWN].tolist()
     most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_NUM_SHOWN].tolist()
     others = [i for i in most_confident if i not in largest]
     one, more = evaluation.data.input_spec.noun, evaluation.data.input_spec.plural
     note = f"Below each {one}: the three labeled {more} with the nearest features, and their classes."
     if explains_tiles(find_explainer(evaluation)):
-        note += " What is marked supports the predicted class."
+        note += f" What is marked supports the {judged.task.explained_class}."
     rendered = render_note(note)
     rendered += render_heading("Largest loss") + render_tiles(_make_mistake_tiles(evaluation, largest))
     if others:
@@ -58,14 +57,15 @@ def render_mistakes(evaluation: Evaluation) -> Markup:
 
 
 def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tuple[Markup, list[str]]]:
-    judged, labeled, names = evaluation.judged, evaluation.labeled, evaluation.class_names
-    p = judged.logits.softmax(1)
+    judged, labeled = evaluation.judged, evaluation.labeled
+    p, predicted = judged.task.probabilities(judged.outputs), judged.predicted
+    names = evaluation.data.name_targets
     references = F.normalize(labeled.features, dim=1)
     k = min(_NUM_NEIGHBORS, len(references))
     nearest = (F.normalize(judged.features[positions], dim=1) @ references.T).topk(k, 1).indices
     explainer = find_explainer(evaluation)
     if explainer is not None and explains_tiles(explainer):
-        drawings = explainer.draw(judged.name, positions, judged.predicted[positions])
+        drawings = explainer.draw(judged.name, positions, judged.outputs[positions].argmax(1))
     else:
         ids = [judged.ids[i] for i in positions]
         drawings = figures.embed_examples(evaluation.data, judged.name, positions, ids)
@@ -73,15 +73,15 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
     neighbors = [all_neighbors[k * j : k * (j + 1)] for j in range(len(positions))]
     tiles = []
     for i, drawing, near_x, near in zip(positions, drawings, neighbors, nearest.tolist(), strict=True):
-        classes = [names[int(labeled.labels[j])] for j in near]
+        classes = names(labeled.labels[near])
         drawn = [
             figures.embed_example(example, f"{name}: {labeled.ids[j]}", 48)
             for example, name, j in zip(near_x, classes, near, strict=True)
         ]
-        predicted, true = int(judged.predicted[i]), int(judged.labels[i])
+        (true,) = names(judged.labels[i : i + 1])
         lines = [
-            f"predicted {names[predicted]}, confidence {float(p[i, predicted]):.0%}",
-            f"is {names[true]}; loss {float(judged.losses[i]):.2f}",
+            judged.task.describe_mistake(p[i], predicted[i], judged.labels[i], evaluation.class_names),
+            f"is {true}; loss {float(judged.losses[i]):.2f}",
             f"near: {', '.join(f'{n} x {name}' if n > 1 else name for name, n in Counter(classes).items())}",
             judged.ids[i],
         ]
@@ -110,8 +110,8 @@ def render_explanations(evaluation: Evaluation) -> tuple[str, Markup]:
     if (reason := explainer.reason_against) is not None:
         return explainer.title, render_note(reason)
     judged, names = evaluation.judged, evaluation.class_names
-    confidence = judged.logits.softmax(1).max(1).values
-    is_right = judged.predicted == judged.labels
+    confidence, is_right = judged.task.confidence(judged.outputs), judged.is_right
+    truths, explained = evaluation.data.name_targets(judged.labels), judged.outputs.argmax(1)
     positions = [
         i
         for group in (is_right, ~is_right)
@@ -119,10 +119,11 @@ def render_explanations(evaluation: Evaluation) -> tuple[str, Markup]:
         if bool(group[i])  # a group with fewer examples than asked for is filled up with those of the other one
     ]
     tiles = []
-    for i, drawn in zip(positions, explainer.draw(judged.name, positions, judged.predicted[positions]), strict=True):
-        truth = "right" if is_right[i] else f"is {names[int(judged.labels[i])]}"
-        tiles.append((drawn, [f"{names[int(judged.predicted[i])]}: {truth}", judged.ids[i]]))
-    return explainer.title, render_note(explainer.note) + render_tiles(tiles)
+    for i, drawn in zip(positions, explainer.draw(judged.name, positions, explained[positions]), strict=True):
+        truth = "right" if is_right[i] else f"is {truths[i]}"
+        tiles.append((drawn, [f"{names[int(explained[i])]}: {truth}", judged.ids[i]]))
+    note = explainer.note.replace("predicted class", judged.task.explained_class)
+    return explainer.title, render_note(note) + render_tiles(tiles)
 
 
 def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, path: Path, count: int) -> Markup:
@@ -136,13 +137,12 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
     """
     if unlabeled is None or not count:
         return Markup()
-    names = evaluation.class_names
-    p = unlabeled.logits.double().softmax(1)
-    entropy = -(p * p.clamp_min(1e-12).log()).sum(1) / math.log(p.shape[1])
+    entropy, predicted = unlabeled.task.uncertainty(unlabeled.outputs), unlabeled.predicted
     positions = choose_to_label(unlabeled, evaluation.labeled.features, count)
+    named = evaluation.data.name_targets(predicted[positions])
     rows = [
-        (order, unlabeled.ids[i], names[int(unlabeled.predicted[i])], f"{float(entropy[i]):.4f}")
-        for order, i in enumerate(positions, 1)
+        (order, unlabeled.ids[i], name, f"{float(entropy[i]):.4f}")
+        for order, (i, name) in enumerate(zip(positions, named, strict=True), 1)
     ]
     shown = evaluation.data.show_examples(unlabeled.name, positions)
     written: list[tuple[object, ...]] = [("order", "id", "predicted", "uncertainty"), *rows]
@@ -152,13 +152,13 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
     write_text(path, format_csv(written))
     examples = figures.embed_examples(evaluation.data, unlabeled.name, positions, [unlabeled.ids[i] for i in positions])
     tiles = [
-        (x, [f"{order}. maybe {predicted}", f"uncertainty {value}", name])
-        for x, (order, name, predicted, value) in zip(examples, rows, strict=True)
+        (x, [f"{order}. maybe {label}", f"uncertainty {value}", name])
+        for x, (order, name, label, value) in zip(examples, rows, strict=True)
     ]
     more = evaluation.data.input_spec.plural
     note = (
         f"Chosen from {len(unlabeled.ids):,} unlabeled {more}: uncertain, and unlike labeled {more} and each other. "
-        f"Uncertainty is the entropy of the prediction, 1 where all classes are equally likely. Also in {path.name}."
+        f"Uncertainty is {unlabeled.task.uncertainty_note}. Also in {path.name}."
     )
     return render_note(note) + render_tiles(tiles)
 

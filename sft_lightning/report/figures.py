@@ -68,13 +68,16 @@ def render_svg(figure: Any, description: str, legend: Sequence[tuple[str, str, s
 
 
 def draw_reliability(
-    before: Sequence[tuple[float, float, int]], after: Sequence[tuple[float, float, int]] | None
+    before: Sequence[tuple[float, float, int]],
+    after: Sequence[tuple[float, float, int]] | None,
+    sides: tuple[str, str] = ("confidence", "accuracy"),
 ) -> Markup:
     """Return a reliability diagram: accuracy against confidence, perfect on the diagonal.
 
     Args:
         before: Mean confidence, accuracy and number of examples of each bin.
         after: Mean confidence, accuracy and number of examples of each bin after temperature scaling, or None.
+        sides: Labels of the horizontal and the vertical axis.
     """
     figure, axes = make_axes(3.8)
     axes.plot([0, 1], [0, 1], color=INK, linestyle=":", linewidth=1)
@@ -85,8 +88,8 @@ def draw_reliability(
         axes.plot(confidence, accuracy, color=color, linewidth=1.2)
         axes.scatter(confidence, accuracy, [10 + 60 * math.sqrt(n / max(counts)) for n in counts], color=color)
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.set_xlabel("confidence", color=INK)
-    axes.set_ylabel("accuracy", color=INK)
+    axes.set_xlabel(sides[0], color=INK)
+    axes.set_ylabel(sides[1], color=INK)
     legend = [(name, color, "") for name, _, color in lines]
     return render_svg(figure, "Reliability diagram: larger dots are more examples", legend)
 
@@ -125,21 +128,24 @@ def _label_metric(name: str, shown: Sequence[str]) -> str:
     return metric.replace("_", " ")
 
 
-def draw_sorted_recall(recall: Sequence[float], accuracy: float, title: str) -> Markup:
+def draw_sorted_recall(
+    recall: Sequence[float], accuracy: float, title: str, measures: tuple[str, str] = ("recall", "accuracy")
+) -> Markup:
     """Return the recall of the classes from the lowest to the highest, beside the accuracy over all examples.
 
     Args:
-        recall: Recall of each class that has examples, 0 to 1.
-        accuracy: Share of right predictions, 0 to 1.
+        recall: Recall of each class that has examples, or another measure of it, 0 to 1.
+        accuracy: Share of right predictions, or another measure of all classes, 0 to 1.
         title: Plain text above the figure.
+        measures: Names of both.
     """
     figure, axes = make_axes(3.4)
     axes.plot(range(1, len(recall) + 1), sorted(recall), color=COLORS[0], linewidth=1.5, drawstyle="steps-mid")
     axes.axhline(accuracy, color=COLORS[1], linestyle="--", linewidth=1.5)
     axes.set(ylim=(0, 1.02), xlim=(0.5, len(recall) + 0.5))
-    axes.set_xlabel("classes, lowest recall first", color=INK)
-    axes.set_ylabel("recall", color=INK)
-    return render_svg(figure, title, [("recall", COLORS[0], ""), ("accuracy", COLORS[1], "")], title)
+    axes.set_xlabel(f"classes, lowest {measures[0]} first", color=INK)
+    axes.set_ylabel(measures[0], color=INK)
+    return render_svg(figure, title, [(measures[0], COLORS[0], ""), (measures[1], COLORS[1], "")], title)
 
 
 def draw_feature_map(

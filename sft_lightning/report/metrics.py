@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from sft_lightning.report.evaluation import Predictions
 
@@ -18,26 +18,42 @@ def compute_calibration_error(logits: Tensor, labels: Tensor) -> float:
 
     Args:
         logits: Logits of the classes, (N, C).
-        labels: True classes, int64, (N,).
+        labels: True classes, int64, (N,), or 1 for each class of an example and 0 for the others, (N, C): then each
+            pair of an example and a class counts.
     """
+    if labels.ndim == 2:
+        return float(binary_calibration_error(logits.sigmoid().flatten(), labels.flatten(), n_bins=BINS))
     return float(multiclass_calibration_error(logits.softmax(1), labels, logits.shape[1], n_bins=BINS))
 
 
-def bin_reliability(logits: Tensor, labels: Tensor) -> list[tuple[float, float, int]]:
-    """Return the mean confidence, accuracy and number of examples of each bin that is not empty.
+def pair_confidence(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return probabilities and whether what they are of is true, (M,) each.
 
     Args:
         logits: Logits of the classes, (N, C).
-        labels: True classes, int64, (N,).
+        labels: True classes, int64, (N,), for the probability of each predicted class, M = N; or 1 for each class of an
+            example and 0 for the others, (N, C), for all of them, M = N C.
     """
+    if labels.ndim == 2:
+        return logits.sigmoid().flatten(), labels.flatten() > 0
     confidence, predicted = logits.softmax(1).max(1)
+    return confidence, predicted == labels
+
+
+def bin_reliability(logits: Tensor, labels: Tensor) -> list[tuple[float, float, int]]:
+    """Return the mean confidence, the share that is true and the number of each bin that is not empty.
+
+    Args:
+        logits: Logits of the classes, (N, C).
+        labels: True classes, (N,) or (N, C), as `pair_confidence` takes them.
+    """
+    confidence, is_true = pair_confidence(logits, labels)
     bins = (confidence * BINS).long().clamp_max(BINS - 1)
     filled = []
     for k in range(BINS):
         mask = bins == k
         if mask.any():
-            accuracy = (predicted[mask] == labels[mask]).double().mean()
-            filled.append((float(confidence[mask].mean()), float(accuracy), int(mask.sum())))
+            filled.append((float(confidence[mask].mean()), float(is_true[mask].double().mean()), int(mask.sum())))
     return filled
 
 
@@ -67,8 +83,7 @@ def choose_to_label(unlabeled: Predictions, labeled_features: Tensor, count: int
     Returns:
         Positions, in the order in which to label them.
     """
-    p = unlabeled.logits.double().softmax(1)
-    entropy = -(p * p.clamp_min(1e-12).log()).sum(1)
+    entropy = unlabeled.task.uncertainty(unlabeled.outputs)
     pool = entropy.argsort(descending=True)[: max(10 * count, len(entropy) // 10)]
     x = F.normalize(unlabeled.features[pool], dim=1)
     distance = torch.cdist(x, F.normalize(labeled_features, dim=1)).min(1).values

@@ -1,6 +1,7 @@
 """`sft-lightning report RUN`: write the results of a run as one page."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from markupsafe import Markup
@@ -10,7 +11,7 @@ from sft_lightning import AutoencoderModule, SelfSupervisedModule
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint, sample_positions
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.paradigms.calibration import fit_temperature
-from sft_lightning.report import figures
+from sft_lightning.report import class_sets, figures, one_class
 from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.examples import (
     format_split,
@@ -22,7 +23,6 @@ from sft_lightning.report.examples import (
 from sft_lightning.report.metrics import (
     bin_reliability,
     compute_calibration_error,
-    count_confusions,
     project_pca,
     project_umap,
 )
@@ -31,24 +31,18 @@ from sft_lightning.runs.lock import is_training
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.runs.record import RunRecord, read_leaks
 from sft_lightning.runs.temperature import CrossFittedTemperature, read_temperature
-from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.html import (
     Section,
     render_columns,
-    render_figure,
-    render_heading,
-    render_matrix,
     render_note,
     render_page,
-    render_table,
 )
 
 _MAX_MAPPED = 1000  # examples of each kind on a map of the features
-_MAX_MATRIX = 30  # classes of a confusion matrix that is still readable
-_MAX_LEAD_MATRIX = 12  # classes of one that fits beside the verdict
+_PARTS: dict[str, Any] = {"class": one_class, "class_set": class_sets}  # by the target of the task
 
 
 def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
@@ -120,13 +114,14 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
     evaluation, curves = Evaluation(opened), read_curves(opened.folder)
     unlabeled = evaluation.predict_unlabeled()
     confidence, calibration = _render_calibration(evaluation, read_temperature(opened.checkpoint))
-    results, caveats = _format_verdict(evaluation, _describe_iterate(opened))
+    parts = _PARTS[evaluation.task.target]
+    results, caveats = parts.format_verdict(evaluation, _describe_iterate(opened))
     leaks = map(str, read_leaks(RunRecord(opened.folder).chain[-1]))
     caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in leaks]
     if is_unfinished:
         caveats.append("The run is still training: these are not its final results.")
     sections = [
-        Section("Results by class", _render_classes(evaluation)),
+        Section("Results by class", parts.render_classes(evaluation)),
         Section("Calibration", calibration),
         Section("Training curves", render_training(curves)),
         Section("Health of the pseudo-labels", render_health(curves)),
@@ -135,68 +130,16 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
         Section("Map of the features", _render_map(evaluation, unlabeled)),
         Section("What to label next", render_label_next(evaluation, unlabeled, path, label_next)),
     ]
-    return [*results, confidence, *caveats], _draw_lead_figure(evaluation), sections
-
-
-def _format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], list[str]]:
-    """Return sentences with the results, and sentences with what limits them."""
-    judged, names, plural = evaluation.judged, evaluation.class_names, evaluation.data.input_spec.plural
-    low, high = wilson(judged.accuracy, len(judged.ids))
-    is_right = judged.predicted == judged.labels
-    recall = {c: float(is_right[judged.labels == c].double().mean()) for c in judged.labels.unique().tolist()}
-    worst = min(recall, key=lambda c: recall[c])
-    constant = float(judged.labels.bincount().max()) / len(judged.labels)
-    results = [
-        f"{format_split(judged.name).capitalize()} accuracy: {judged.accuracy:.1%} of {len(judged.ids):,} {plural} "
-        f"(95% interval {low:.1%} to {high:.1%}). Always predicting the most frequent class would give {constant:.1%}.",
-        f"This is the {iterate}. The recall is lowest for class {names[worst]}: {recall[worst]:.1%}.",
-    ]
-    caveats = ["There is no test split: if the validation split chose anything, this result is too optimistic."]
-    one_run = f"One run cannot show whether unlabeled {plural} helped: run a study over several seeds."
-    return results, [*caveats[: judged.name == "val"], one_run]
-
-
-def _draw_lead_figure(evaluation: Evaluation) -> Markup:
-    """Return the confusion matrix, or the recall of each class where there are too many for a matrix."""
-    judged, names = evaluation.judged, evaluation.class_names
-    counts = count_confusions(judged, len(names))
-    split = format_split(judged.name)
-    if len(names) <= _MAX_LEAD_MATRIX:
-        title = f"Confusion matrix of the {split} split: true class by row, predicted class by column"
-        return render_figure(render_matrix(counts.tolist(), names), title)
-    totals = counts.sum(1)
-    recall = counts.diag()[totals > 0] / totals[totals > 0]
-    return figures.draw_sorted_recall(recall.tolist(), judged.accuracy, f"Recall of each class on the {split} split")
-
-
-def _render_classes(evaluation: Evaluation) -> Markup:
-    judged, names = evaluation.judged, evaluation.class_names
-    counts = count_confusions(judged, len(names))
-    num_labels = torch.bincount(evaluation.labeled.labels, minlength=len(names)).tolist()
-    rows = []
-    for c, name in enumerate(names):
-        right, true, predicted = (int(n) for n in (counts[c, c], counts[c].sum(), counts[:, c].sum()))
-        recall = f"{right / true:.1%}" if true else "-"
-        rows.append((name, num_labels[c], true, recall, f"{right / predicted:.1%}" if predicted else "never predicted"))
-    table = render_table(("class", "labels", judged.name, "recall", "precision"), rows)
-    if len(names) <= _MAX_LEAD_MATRIX:
-        return table  # the matrix is beside the verdict
-    if len(names) <= _MAX_MATRIX:
-        return table + render_matrix(counts.tolist(), names)
-    errors = (counts - counts.diag().diag()).flatten()
-    pairs = [(int(n), *divmod(int(k), len(names))) for n, k in zip(*errors.topk(_MAX_MATRIX), strict=True) if n]
-    confused = [(names[true], names[predicted], n) for n, true, predicted in pairs]
-    heading = render_heading("Most frequent confusions")
-    return table + heading + render_table(("true", "predicted", evaluation.data.input_spec.plural), confused)
+    return [*results, confidence, *caveats], parts.draw_lead_figure(evaluation), sections
 
 
 def _render_calibration(evaluation: Evaluation, known: CrossFittedTemperature | None) -> tuple[str, Markup]:
     """Return a sentence for the verdict, and the section."""
     judged, validation = evaluation.judged, evaluation.validation
+    parts = _PARTS[evaluation.task.target]
     error = compute_calibration_error(judged.logits, judged.labels)
-    confidence = float(judged.logits.softmax(1).max(1).values.mean())
-    direction = "overconfident" if confidence > judged.accuracy else "underconfident"
-    sentence = f"It is {direction}: its mean confidence is {confidence:.1%}; the calibration error is {error:.3f}"
+    said = parts.describe_confidence(judged.logits, judged.labels)
+    sentence = f"{said}; the calibration error is {error:.3f}"
     before = bin_reliability(judged.logits, judged.labels)
     if validation is not None:
         t, fitted = fit_temperature(validation.logits, validation.labels), "the validation split"
@@ -204,14 +147,15 @@ def _render_calibration(evaluation: Evaluation, known: CrossFittedTemperature | 
         t, fitted = known.value, f"{known.labels:,} labels that were held out in turn"
     else:
         note = render_note("There is no separate validation split to fit a temperature on.")
-        return f"{sentence}.", note + figures.draw_reliability(before, None)
+        return f"{sentence}.", note + figures.draw_reliability(before, None, parts.RELIABILITY_SIDES)
     scaled = compute_calibration_error(judged.logits / t, judged.labels)
     note = render_note(
         f"Expected calibration error on the {format_split(judged.name)} split: {error:.3f} as trained, {scaled:.3f} "
         f"with all logits divided by the temperature {t:.2f}, which fits {fitted} best. Dots below the "
         "dotted line are overconfident; larger dots are more examples."
     )
-    figure = figures.draw_reliability(before, bin_reliability(judged.logits / t, judged.labels))
+    after = bin_reliability(judged.logits / t, judged.labels)
+    figure = figures.draw_reliability(before, after, parts.RELIABILITY_SIDES)
     return f"{sentence}, or {scaled:.3f} at temperature {t:.2f} (fitted on {fitted}).", note + figure
 
 
@@ -221,16 +165,21 @@ def _render_map(evaluation: Evaluation, unlabeled: Predictions | None) -> Markup
     first, second = (sample_positions(len(split.ids), _MAX_MAPPED, seed) for split in (labeled, others))
     x = torch.cat([labeled.features[first], others.features[second]])
     # The data may know labels of unlabeled examples, which are hidden from training and from the reader of this page.
-    classes = (others.labels if unlabeled is None else others.predicted)[second]
+    parts = _PARTS[evaluation.task.target]
+    given = (others.labels if unlabeled is None else others.predicted)[second]
+    classes, names = parts.color_examples(evaluation, given)
+    labels, _ = parts.color_examples(evaluation, labeled.labels[first])
     plural = evaluation.data.input_spec.plural
-    kind, by = (format_split(others.name), "class") if unlabeled is None else ("unlabeled", "predicted class")
+    title = parts.COLOR_TITLE
+    kind, by = (format_split(others.name), title) if unlabeled is None else ("unlabeled", f"predicted {title}")
+    by = by.replace("predicted the rarest of their", "the rarest of their predicted")
     note = (
-        f"Large and ringed: {len(first):,} labeled {plural} by class. Small: {len(second):,} {kind} {plural} by {by}."
+        f"Large and ringed: {len(first):,} labeled {plural} by {title}. Small: {len(second):,} {kind} {plural} by {by}."
     )
 
     def render_map(coordinates: Tensor, title: str) -> Markup:
         known, rest = coordinates[: len(first)], coordinates[len(first) :]
-        return figures.draw_feature_map(known, labeled.labels[first], rest, classes, evaluation.class_names, title)
+        return figures.draw_feature_map(known, labels, rest, classes, names, title)
 
     coordinates, share = project_pca(x)
     maps = [render_map(coordinates, f"PCA: {float(share[0]):.0%} and {float(share[1]):.0%} of the variance")]

@@ -16,6 +16,10 @@ from sft_lightning.training.callbacks.metrics_csv import Curves, MetricsCSV
 from sft_lightning.utils.environment import describe_machine, format_machine
 from sft_lightning.utils.html import render_collapsible, render_note, render_table
 
+# Metrics of all kinds of classifiers; each run has some of them.
+_VALIDATION = [
+    "accuracy", "mean_average_precision", "exact_match", "micro_f1", "macro_f1", "calibration_error", "knn_accuracy",
+]  # fmt: skip
 # Meaning of each metric of the pseudo-labels.
 _MEANINGS = {
     "accepted": "share of the pseudo-labels that training uses",
@@ -36,7 +40,7 @@ def render_training(curves: Curves | None) -> Markup:
     losses = [n for n in curves if n.startswith("train/") and "threshold" not in n and n != "train/ratio"]
     groups: list[tuple[str, Sequence[str]]] = [
         ("training loss", losses[:6]),
-        ("validation", ["val/accuracy", "val/macro_f1", "val/calibration_error", "val/knn_accuracy"]),
+        ("validation", [f"val/{name}" for name in _VALIDATION]),
         ("validation loss", ["val/loss"]),
     ]
     return figures.draw_curves(curves, groups) or render_note("The run was too short for a curve.")

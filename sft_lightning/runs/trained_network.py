@@ -90,6 +90,8 @@ def load_trained_network(path: Path) -> TrainedNetwork:
         "step": content.get("global_step"),
         "version": __version__,
     }
+    if settings.get("target", "class") != "class":
+        metadata["target"] = settings["target"]
     ranges = content.get("ImageDataModule", {}).get("value_ranges")
     if ranges:
         metadata["value_ranges"] = ranges

@@ -1,7 +1,8 @@
 """Baselines that every method must beat: logistic regression and label spreading, on the inputs or on features.
 
 On features, logistic regression that is smoothed over unlabeled neighbors is one, too. Inputs that are entries of a
-list, such as words, count as their TF-IDF, on which naive Bayes is another.
+list, such as words, count as their TF-IDF, on which naive Bayes is another. Where examples have several classes,
+logistic regression of each class against its absence is the only one.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sft_lightning.classifiers import Classifier, LabelSpreading, LogisticRegression, SmoothedLogisticRegression
 from sft_lightning.classifiers.whitening import COMPONENTS, MAX_UNWHITENED, MAX_WHITENED, Whitened, suits_whitening
@@ -17,6 +18,8 @@ from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.paradigms import feature_cache
 from sft_lightning.paradigms.feature_cache import features
+from sft_lightning.paradigms.fitted_head import fit_head
+from sft_lightning.tasks.multi_label import MultiLabel
 from sft_lightning.transfer.vectors import stack_vectors
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError
@@ -29,14 +32,18 @@ _STRENGTH = 10.0  # scikit-learn's C for TF-IDF, whose vectors have length 1
 _GRAPH_VERSION = 2  # part of the key of stored results: raise it when one of both gives other results
 
 
-def fit_logistic_regression(data: FewLabelDataModule, backbone: Encoder | None = None) -> float:
+def fit_logistic_regression(
+    data: FewLabelDataModule, backbone: Encoder | None = None, by_example: bool = False
+) -> float:
     """Train logistic regression on the labeled examples and return its test accuracy.
 
-    Of inputs it is scikit-learn's with its defaults (of TF-IDF, C = 10), of features `LogisticRegression` with its own.
+    Of examples with several classes, it is one of each class against its absence, and the mean average precision. Of
+    inputs it is scikit-learn's with its defaults (of TF-IDF, C = 10), of features `LogisticRegression` with its own.
 
     Args:
         data: Data module after `setup`, whose labels and splits are used unchanged.
         backbone: Frozen network whose features to use, which are cached; None for the inputs themselves.
+        by_example: Whether examples with several classes count by their F1, as in folds.
 
     Returns:
         Test accuracy, 0 to 1.
@@ -46,6 +53,10 @@ def fit_logistic_regression(data: FewLabelDataModule, backbone: Encoder | None =
     """
     from sklearn.linear_model import LogisticRegression as Plain
 
+    if data.target == "class_set":
+        task, y = MultiLabel(data.num_classes), data.make_targets(data.splits["test"].labels)
+        logits = _fit_each_class(data, backbone)
+        return float(task.example_scores(logits, y).mean()) if by_example else task.measure(logits, y)[task.metric[0]]
     if backbone is None and (vectors := _read_sparse(data)) is not None:
         x, x_test = vectors
         return _score(Plain(C=_STRENGTH, max_iter=1000), data, x, x_test)
@@ -56,6 +67,32 @@ def fit_logistic_regression(data: FewLabelDataModule, backbone: Encoder | None =
     (x, y), (x_test, y_test) = (_extract_features(backbone, data, name) for name in ("labeled", "test"))
     predicted = LogisticRegression().fit(x, y).predict(x_test)
     return float((predicted == y_test).double().mean())
+
+
+def _fit_each_class(data: FewLabelDataModule, backbone: Encoder | None) -> Tensor:
+    """Train logistic regression of each class against its absence, and return the logits of the test split, (N, C)."""
+    from sklearn.linear_model import LogisticRegression as Plain
+
+    y = data.make_targets(data.splits["labeled"].labels)
+    if backbone is not None:
+        x, x_test = (_extract_features(backbone, data, name)[0] for name in ("labeled", "test"))
+        head = nn.Linear(x.shape[1], data.num_classes, device=x.device)
+        fit_head(head, "logistic_regression", x, y.to(x.device))
+        with torch.no_grad():
+            logits: Tensor = head(x_test)
+        return logits.cpu()
+    vectors = _read_sparse(data)
+    strength = 1.0 if vectors is None else _STRENGTH
+    inputs, tested = vectors or (_read_vectors(data, name)[0].numpy() for name in ("labeled", "test"))
+    columns = []
+    for own in y.T:
+        if 0 < int(own.sum()) < len(own):
+            model = Plain(C=strength, max_iter=1000).fit(inputs, own.numpy())
+            columns.append(torch.from_numpy(model.decision_function(tested)).float())
+        else:  # a class that all or none have gets its odds alone
+            odds = ((own.sum() + 0.5) / (len(own) + 1)).logit()
+            columns.append(odds.expand(len(data.splits["test"])))
+    return torch.stack(columns, 1)
 
 
 def fit_naive_bayes(data: FewLabelDataModule) -> float:
@@ -75,6 +112,7 @@ def fit_naive_bayes(data: FewLabelDataModule) -> float:
     """
     from sklearn.naive_bayes import ComplementNB
 
+    data.require_one_class("naive Bayes")
     vectors = _read_sparse(data)
     if vectors is None:
         raise InputError(f"naive Bayes needs counts, such as those of words, and the data has {data.input_spec.plural}")
@@ -144,6 +182,7 @@ def _learn_from_pool(name: str, data: FewLabelDataModule, backbone: Encoder | No
         data: Data module after `setup`.
         backbone: Frozen network whose features to use; None for the inputs themselves.
     """
+    data.require_one_class(name.replace("_", " "))
     stored = feature_cache.FOLDER / name / f"{_hash_graph(data, backbone)}.json"
     try:
         return float(read_json(stored, "remove it")["accuracy"])

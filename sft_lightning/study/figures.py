@@ -24,13 +24,14 @@ _LINES = ("-", "-.", ":")  # for methods that take a color a second and third ti
 _BASELINE = "#666666"
 
 
-def save_label_efficiency(path: Path, results: Results, baseline: str) -> None:
+def save_label_efficiency(path: Path, results: Results, baseline: str, metric: str = "accuracy") -> None:
     """Save the mean test accuracy of each method with its 95% interval over the seeds as a PNG file.
 
     Args:
         path: Path of the file, written atomically.
         results: Test accuracies of the seeds by name of the method and number of labels.
         baseline: Name of the method that learns from the labels alone, drawn in gray.
+        metric: Title of the metric that stands in place of the accuracy.
     """
     from matplotlib.figure import Figure
 
@@ -39,7 +40,7 @@ def save_label_efficiency(path: Path, results: Results, baseline: str) -> None:
     handles = _draw(axes, results, baseline, _BASELINE)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("labels")
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(f"test {metric}")
     axes.set_title(_format_title(results), fontsize=10, loc="left")
     figure.legend(
         [*handles.values()],
@@ -52,17 +53,18 @@ def save_label_efficiency(path: Path, results: Results, baseline: str) -> None:
         figure.savefig(staged, format="png")
 
 
-def render_label_efficiency(results: Results, baseline: str) -> Markup:
+def render_label_efficiency(results: Results, baseline: str, metric: str = "accuracy") -> Markup:
     """Return the same figure as an element of a page, narrow enough to stand beside the verdict.
 
     Args:
         results: Test accuracies of the seeds by name of the method and number of labels.
         baseline: Name of the method that learns from the labels alone.
+        metric: Title of the metric that stands in place of the accuracy.
     """
     figure, axes = make_axes(3.4 + 0.22 * len(results))
     handles = _draw(axes, results, baseline, INK)
     axes.set_xlabel("labels", color=INK)
-    axes.set_ylabel("test accuracy", color=INK)
+    axes.set_ylabel(f"test {metric}", color=INK)
     legend = figure.legend(
         [*handles.values()],
         [fill(method, 50) for method in handles],
@@ -72,7 +74,7 @@ def render_label_efficiency(results: Results, baseline: str) -> Markup:
         fontsize=10,
     )
     legend.set_in_layout(True)
-    return render_svg(figure, "Test accuracy against the number of labels", [], _format_title(results))
+    return render_svg(figure, f"Test {metric} against the number of labels", [], _format_title(results))
 
 
 def _draw(axes: Any, results: Results, baseline: str, ink: str) -> dict[str, Any]:

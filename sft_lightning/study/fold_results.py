@@ -24,13 +24,13 @@ class FoldResults:
 
     Attributes:
         draws: Labels of each budget and seed with their folds.
-        correct: Whether each held-out example is classified correctly, 1 or 0, by its name, by method, budget and seed;
-            only where all folds of the seed are trained.
+        correct: Whether each held-out example is classified correctly, 1 or 0, or its F1 where it has several classes,
+            by its name, by method, budget and seed; only where all folds of the seed are trained.
         incomplete: Method, budget and seed of the others.
     """
 
     draws: Draws
-    correct: Mapping[tuple[str, int, int], Mapping[str, int]]
+    correct: Mapping[tuple[str, int, int], Mapping[str, float]]
     incomplete: Sequence[tuple[str, int, int]] = ()
 
     def estimate_all(self) -> dict[tuple[str, int], Estimate]:
@@ -110,7 +110,7 @@ class FoldResults:
 
     def _average(self, method: str, budget: int, seeds: Sequence[int]) -> Array:
         """Return the share of the seeds that have each example right, (1, N), 0 where it is not held out."""
-        values: dict[str, list[int]] = {}
+        values: dict[str, list[float]] = {}
         for seed in seeds:
             for name, value in self.correct[method, budget, seed].items():
                 values.setdefault(name, []).append(value)
@@ -125,7 +125,7 @@ def collect_folds(finals: Iterable[StudyRun], results: Mapping[str, Mapping[str,
         results: Results of the study by key.
         draws: Labels of each budget and seed with their folds.
     """
-    correct: dict[tuple[str, int, int], dict[str, int]] = {}
+    correct: dict[tuple[str, int, int], dict[str, float]] = {}
     for run in finals:
         correct.setdefault((run.method, run.budget, run.seed), {}).update(results.get(run.key, {}).get("correct", {}))
     complete = {at: found for at, found in correct.items() if _count_judged(draws[at[1:]]) == len(found)}

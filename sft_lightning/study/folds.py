@@ -15,7 +15,8 @@ from sft_lightning.data.copies import group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split, leave_out_groups
 from sft_lightning.study.inputs import SettingsCLI
-from sft_lightning.study.judge import find_unjudged, make_folds
+from sft_lightning.study.judge import UNJUDGED, find_unjudged, make_folds
+from sft_lightning.study.set_folds import make_set_folds
 from sft_lightning.utils.errors import InputError, find_input_error
 
 
@@ -70,6 +71,15 @@ def draw_folds(argv: Sequence[str], seed: int, folds: int, folder: Path) -> Draw
         )
     labels = labeled.labels.numpy()
     groups = group_copies(labeled)
+    if data.target == "class_set":
+        targets = data.make_targets(labeled.labels).numpy()
+        made = make_set_folds(targets, groups, folds, seed)
+        judged = targets[made[0] != UNJUDGED].sum(0) > 0
+        unjudged = [
+            name for name, n, is_in in zip(data.class_names, targets.sum(0), judged, strict=True) if n and not is_in
+        ]
+        paths = _write_folds(data, folder, made[0], folds)
+        return Draw(labeled.ids, made[0], groups, paths, unjudged)
     made = make_folds(labels, groups, folds, 1, seed, data.class_names)
     allowed = int(made.max()) + 1
     if allowed < folds:
@@ -80,11 +90,16 @@ def draw_folds(argv: Sequence[str], seed: int, folds: int, folder: Path) -> Draw
             f"folds is {folds}, but of {len(labels)} labels with seed {seed} class {rarest!r} has "
             f"{counts[rarest]}{among}: set folds to {allowed}, or give more labels"
         )
-    paths = [folder / f"fold_{fold}.csv" for fold in range(folds)]
-    for fold, path in enumerate(paths):
-        write_fold(data, path, made[0] == fold)
+    paths = _write_folds(data, folder, made[0], folds)
     unjudged = [data.class_names[label] for label in find_unjudged(labels, made)]
     return Draw(labeled.ids, made[0], groups, paths, unjudged)
+
+
+def _write_folds(data: FewLabelDataModule, folder: Path, fold: np.ndarray, folds: int) -> list[Path]:
+    paths = [folder / f"fold_{k}.csv" for k in range(folds)]
+    for k, path in enumerate(paths):
+        write_fold(data, path, fold == k)
+    return paths
 
 
 def _open_data(argv: Sequence[str]) -> FewLabelDataModule:
@@ -132,14 +147,25 @@ def predict_split(model: torch.nn.Module, data: FewLabelDataModule, name: str, t
     """Return the class probabilities of a split in its order, float32, (N, C); NaN for unreadable examples.
 
     Args:
-        model: Classifier with `forward` to logits.
+        model: Classifier of one class of several, with `forward` to logits.
         data: Data module after its setup.
         name: Name of the split.
         temperature: Divisor of the logits.
     """
+    return (compute_logits(model, data, name) / temperature).softmax(1)
+
+
+def compute_logits(model: torch.nn.Module, data: FewLabelDataModule, name: str) -> Tensor:
+    """Return the logits of a split in its order, float32, (N, C); NaN for unreadable examples.
+
+    Args:
+        model: Classifier with `forward` to logits.
+        data: Data module after its setup.
+        name: Name of the split.
+    """
     model.eval()
-    probabilities = torch.full((len(data.splits[name]), data.num_classes), float("nan"))
+    logits = torch.full((len(data.splits[name]), data.num_classes), float("nan"))
     with torch.no_grad():
         for batch in data.batches_of(name, next(model.parameters(), torch.empty(0)).device):
-            probabilities[batch.indices.cpu()] = (model(batch.x).float() / temperature).softmax(1).cpu()
-    return probabilities
+            logits[batch.indices.cpu()] = model(batch.x).float().cpu()
+    return logits

@@ -130,9 +130,8 @@ class InputReader:
 
 
 def _describe_data(data: FewLabelDataModule) -> Inputs:
-    data.require_one_class("study")
     source = data.source if data.labels is None else data.opened_source
-    digests: Inputs = {"source": _describe_examples(source.load(), source.class_names)}
+    digests: Inputs = {"source": _describe_examples(source.load(), source.label_names)}
     if data.unlabeled_source is not None:
         second = data.open_unlabeled(data.unlabeled_source)
         digests["unlabeled_source"] = _describe_examples({"unlabeled": second}, ())
@@ -147,17 +146,17 @@ def _describe_data(data: FewLabelDataModule) -> Inputs:
     return digests
 
 
-def _describe_examples(examples: Mapping[str, Examples], class_names: Sequence[str]) -> Inputs:
+def _describe_examples(examples: Mapping[str, Examples], label_names: Sequence[str]) -> Inputs:
     """Return digests of the examples, labels and groups, and of their order, which sets the order of batches."""
     contents, order = [], []
-    labels: list[Any] = [list(class_names)]
+    labels: list[Any] = [list(label_names)]
     groups: list[Any] = []
     for name, part in sorted(examples.items()):
         ids = list(part.ids)
         contents.append([name, part.storage.digest(), _digest(sorted(ids))])
         order.append([name, _digest(ids)])
         labels += sorted(
-            (one, class_names[k] if k >= 0 else "") for one, k in zip(ids, part.labels.tolist(), strict=True)
+            (one, label_names[k] if k >= 0 else "") for one, k in zip(ids, part.labels.tolist(), strict=True)
         )
         if part.groups is not None:
             groups += sorted(zip(ids, map(str, part.groups), strict=True))

@@ -28,6 +28,7 @@ def render_study(
     results: Results,
     names: Mapping[str, str],
     baseline: str,
+    metric: str = "accuracy",
 ) -> str:
     """Return the page of a study.
 
@@ -41,6 +42,7 @@ def render_study(
         results: Test accuracies of the seeds by name of the method and number of labels.
         names: Names of the methods for readers by identifier.
         baseline: Identifier of the method that learns from the labels alone.
+        metric: Title of the metric that stands in place of the accuracy.
     """
     head, *methods = [[method, labels, *cells] for labels, method, *cells in table]
     runs = [
@@ -60,7 +62,7 @@ def render_study(
     ]
     count = len({row["seed"] for row in rows})
     subtitle = f"{count} seed{'s' * (count != 1)}; {folder}"
-    figure = render_label_efficiency(results, names[baseline])
+    figure = render_label_efficiency(results, names[baseline], metric)
     return render_page(f"Study {folder.name}", subtitle, verdict, sections, figure)
 
 

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,9 +34,11 @@ from sft_lightning.study.baselines import (
     fit_smoothed_regression,
 )
 from sft_lightning.study.folders import assign_folders
-from sft_lightning.study.folds import predict_split
+from sft_lightning.study.folds import compute_logits
 from sft_lightning.study.method_names import BASELINES
 from sft_lightning.study.plan import StudyRun
+from sft_lightning.tasks.base import Task
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
 from sft_lightning.transfer.vectors import choose_device
 from sft_lightning.utils.atomic import write_json
@@ -45,7 +48,7 @@ from sft_lightning.utils.json_files import read_json
 
 RunResult = dict[str, Any]
 _NUMERIC = ("seconds", "test_last", "test_best", "val_best", "steps", "tested")
-_TEXT = ("folder", "failed", "network", "start", "job", "test_set", "title")
+_TEXT = ("folder", "failed", "network", "start", "job", "test_set", "title", "metric", "metric_title")
 Launch = Callable[[list[StudyRun], "Ledger", str, int | None], Iterator[tuple[StudyRun, RunResult]]]
 
 
@@ -116,8 +119,10 @@ def check_result(result: Any) -> RunResult:
         if not isinstance(value, str):
             raise ValueError(f"{name} is {value!r:.40}, not text")
     correct = result.get("correct", {})
-    if not isinstance(correct, dict) or not all(value in (0, 1) for value in correct.values()):
-        raise ValueError("correct is not a mapping to 0 and 1")
+    if not isinstance(correct, dict) or not all(
+        isinstance(value, int | float) and 0 <= value <= 1 for value in correct.values()
+    ):
+        raise ValueError("correct is not a mapping to numbers from 0 to 1")
     if not isinstance(result.get("inputs") or {}, dict):
         raise ValueError("inputs is not a mapping")
     if "folder" in result and not is_below_logs(result["folder"].removeprefix(f"{LOGS}/")):
@@ -181,7 +186,8 @@ def list_pending(runs: Sequence[StudyRun], ledger: Ledger) -> list[StudyRun]:
 
 
 def _format_result(result: RunResult) -> str:
-    return f"test accuracy {result['test_last']:.4f}" if "test_last" in result else f"{result['seconds']:.0f} s"
+    title = result.get("metric_title", "accuracy")
+    return f"test {title} {result['test_last']:.4f}" if "test_last" in result else f"{result['seconds']:.0f} s"
 
 
 def train_locally(
@@ -293,7 +299,9 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
         `val_best` (accuracies of the checkpoint that the validation split chose, if there is one), `network`, `steps`,
         `tested` (number of test examples), `test_set` (digest of their names and content), the keys of
         `BASELINES` (test accuracies of each baseline on the same split by its input), and with
-        folds `correct` (whether the last iterate has each example of the fold right, by its name).
+        folds `correct` (whether the last iterate has each example of the fold right, by its name). Where examples have
+        several classes, `metric` and `metric_title` say what stands in place of the accuracy: the mean average
+        precision, or with folds the mean F1 of an example.
     """
     begin = time.monotonic()
     name = f"{folder}/{run.folder or run.label}"
@@ -309,11 +317,12 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
     return result
 
 
-def _list_correct(tested: SFTCLI) -> dict[str, int]:
-    """Return whether a network classifies each test example correctly, 1 or 0, by the example's name."""
-    split = tested.datamodule.splits["test"]
-    predicted = predict_split(tested.model, tested.datamodule, "test").argmax(1)
-    return dict(zip(split.ids, (predicted == split.labels).int().tolist(), strict=True))
+def _list_correct(tested: SFTCLI) -> dict[str, float]:
+    """Return how well a network classifies each test example, 0 to 1, by the example's name."""
+    split, data = tested.datamodule.splits["test"], tested.datamodule
+    task = make_task(data.target, data.num_classes)
+    scores = task.example_scores(compute_logits(tested.model, data, "test"), data.make_targets(split.labels))
+    return {name: round(score, 6) for name, score in zip(split.ids, scores.tolist(), strict=True)}
 
 
 def _resume_argv(runs: Path) -> list[str]:
@@ -330,16 +339,24 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
     def evaluate(checkpoint: Path) -> SFTCLI:
         return command(["test", "--ckpt_path", str(checkpoint), "--trainer.enable_progress_bar=false"])
 
-    def accuracy(tested: SFTCLI) -> float:
-        return round(float(tested.trainer.callback_metrics["test/accuracy"]), 6)
+    task = getattr(model, "task", None)
+    name, title = task.metric if isinstance(task, Task) else ("accuracy", "accuracy")
+
+    def measure(tested: SFTCLI) -> float:
+        return round(float(tested.trainer.callback_metrics[f"test/{name}"]), 6)
 
     last = evaluate(folder / "checkpoints" / "last.ckpt")
-    result: RunResult = {"test_last": accuracy(last), "steps": trainer.global_step}
+    result: RunResult = {"test_last": measure(last), "steps": trainer.global_step}
     if has_fold:
         result["correct"] = _list_correct(last)
+    if isinstance(task, Task) and name != "accuracy":
+        if has_fold:  # a metric of examples, which can be compared one by one and pooled over folds
+            name, title = task.example_metric
+            result["test_last"] = round(statistics.fmean(result["correct"].values()), 6)
+        result |= {"metric": name, "metric_title": title}
     saved = trainer.checkpoint_callback
     if isinstance(saved, RunCheckpoint) and saved.best_model_path and saved.best_model_score is not None:
-        result["test_best"] = accuracy(evaluate(Path(saved.best_model_path)))
+        result["test_best"] = measure(evaluate(Path(saved.best_model_path)))
         if math.isfinite(score := float(saved.best_model_score)):
             result["val_best"] = round(score, 4)
     result["network"] = model.backbone.name
@@ -347,11 +364,11 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
     if isinstance(data, FewLabelDataModule):
         test = data.splits["test"]
         result["test_set"] = combine_digests(zip(test.ids, test.part.storage.fingerprints(test.indices), strict=True))
-        result.update(_fit_baselines(cli, folder))
+        result.update(_fit_baselines(cli, folder, has_fold))
     return result
 
 
-def _fit_baselines(cli: SFTCLI, folder: Path) -> dict[str, dict[str, float]]:
+def _fit_baselines(cli: SFTCLI, folder: Path, has_fold: bool) -> dict[str, dict[str, float]]:
     """Return the accuracy of each baseline on the inputs, and on the features of the starting weights if any."""
     data = cli.datamodule
     weights = RunRecord(folder).chain[-1].get("weights", "none")
@@ -361,7 +378,7 @@ def _fit_baselines(cli: SFTCLI, folder: Path) -> dict[str, dict[str, float]]:
     accuracies: dict[str, dict[str, float]] = {kind: {} for kind in BASELINES}
     for name, backbone in backbones.items():
         with suppress(InputError):  # too large for memory; the study continues without it
-            accuracies["logistic"][name] = fit_logistic_regression(data, backbone=backbone)
+            accuracies["logistic"][name] = fit_logistic_regression(data, backbone, has_fold)
         with suppress(InputError):
             accuracies["graph"][name] = fit_label_spreading(data, backbone)
         with suppress(InputError):

@@ -159,6 +159,7 @@ def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
         row.update({"method": run.method, **group, "run": result.get("folder", "")})
         row.update({name: result[name] for name in COLUMNS if name in result})
         row["test_set"] = result.get("test_set", "")
+        row["metric"] = result.get("metric_title", "accuracy")
         row["seconds"] = sum(r.get("seconds", 0.0) for r in _list_results(run, ledger))
         rows.append(row)
         measured = [(kind, *item) for kind in BASELINES for item in result.get(kind, {}).items()]
@@ -166,7 +167,7 @@ def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
             method = name_baseline(run.method if features == STARTS else None, features, kind)
             new = {"method": method, **group, "tested": row["tested"]}
             if not any(all(old[k] == v for k, v in new.items()) for old in rows):
-                baseline = {**dict.fromkeys(COLUMNS, ""), **new, "test_set": row["test_set"]}
+                baseline = {**dict.fromkeys(COLUMNS, ""), **new, "test_set": row["test_set"], "metric": row["metric"]}
                 rows.append({**baseline, "test_last": accuracy, "test_best": accuracy})
     return rows
 
@@ -222,19 +223,23 @@ def write_results(
     details = [format_comparison(comparison) for comparison in named]
     notes = _note_differences(rows, baseline, names) + list(unpaired.values())
     notes += [] if held_out is None else held_out.describe_limits()
+    metric = next((row["metric"] for row in rows if row["test_last"] != "" and "metric" in row), "accuracy")
+    if metric != "accuracy":
+        notes.append(_note_metric(metric, held_out is not None))
     results: Results = {
         names[method]: {
             budget: estimates.get((method, budget)) or list(by_seed.values()) for budget, by_seed in by_budget.items()
         }
         for method, by_budget in accuracies.items()
     }
-    save_label_efficiency(folder / "label_efficiency.png", results, names[baseline])
+    save_label_efficiency(folder / "label_efficiency.png", results, names[baseline], metric)
     summary = {
         "verdict": verdict,
         "details": details,
         "notes": notes,
         "failed": failed,
         "judge": judge,
+        **({} if metric == "accuracy" else {"metric": metric}),
         "baseline": baseline,
         "comparisons": [asdict(comparison) for comparison in comparisons],
         "estimates": [{"method": m, "budget": budget, **asdict(e)} for (m, budget), e in estimates.items()],
@@ -245,13 +250,22 @@ def write_results(
     }
     write_json(folder / "summary.json", summary)
     table = make_table(rows, comparisons, column, names, estimates)
-    page = render_study(folder, verdict, details, [*notes, *failed], table, runs, results, names, baseline)
+    page = render_study(folder, verdict, details, [*notes, *failed], table, runs, results, names, baseline, metric)
     write_text(folder / "report.html", page)
     parts = ["\n".join(verdict), "\n".join(align_columns(table)), "\n".join(details)]
     parts += ["\n".join(notes)] if notes else []
     parts += ["\n".join(f"failed: {line}" for line in failed)] if failed else []
     parts.append(f"Study: {folder} (results.csv, summary.json, label_efficiency.png, report.html)")
     return "\n\n".join(parts)
+
+
+def _note_metric(metric: str, has_folds: bool) -> str:
+    """Return a sentence on what stands in place of the accuracy where examples have several classes."""
+    at = ", with the classes of a probability of at least 0.5" if has_folds else ""
+    return (
+        f"Examples have several classes: all figures are the {metric}{at}. Label spreading, smoothed regression and "
+        "naive Bayes are left out, since they take examples of one class each."
+    )
 
 
 def _name_run(row: Row, names: Mapping[str, str]) -> str:

@@ -1,5 +1,7 @@
 """Multi-label classification: any number of several classes for each example."""
 
+import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.tasks.base import Task
-from sft_lightning.tasks.multi_label_metrics import MultiLabelMetrics
+from sft_lightning.tasks.multi_label_metrics import MultiLabelMetrics, compute_f1, fit_thresholds
 from sft_lightning.utils.errors import InputError, check_decay
 
 MultiLabelLoss = Literal["binary_cross_entropy", "asymmetric"]
@@ -22,7 +24,26 @@ class MultiLabel(Task):
     """
 
     name: ClassVar[str] = "multi_label"
+    target: ClassVar[str] = "class_set"
     monitor: ClassVar[tuple[str, str]] = ("val/mean_average_precision", "max")
+    metric_titles: ClassVar[dict[str, str]] = {
+        "exact_match": "all classes right",
+        "mean_average_precision": "mean average precision",
+        "micro_f1": "micro F1",
+        "macro_f1": "macro F1",
+        "threshold_micro_f1": "micro F1 with temperature and thresholds",
+        "threshold_macro_f1": "macro F1 with temperature and thresholds",
+        "loss": "binary cross-entropy",
+    }
+    hub_metrics: ClassVar[tuple[tuple[str, str, str], ...]] = (
+        ("mean_average_precision", "mean_average_precision", "mean average precision"),
+        ("f1", "macro_f1", "macro F1"),
+    )
+    example_metric: ClassVar[tuple[str, str]] = ("example_f1", "F1 of an example")
+    has_thresholds: ClassVar[bool] = True
+    explained_class: ClassVar[str] = "likeliest class"
+    uneven_advice: ClassVar[str] = "Read macro_f1 beside micro_f1, and try class_weights: balanced"
+    uncertainty_note: ClassVar[str] = "the mean entropy of the classes, 1 where each is as likely as not"
 
     def __init__(
         self, num_classes: int, label_smoothing: float = 0.0, loss: MultiLabelLoss = "binary_cross_entropy"
@@ -84,3 +105,74 @@ class MultiLabel(Task):
     def is_known(self, target: Tensor) -> Tensor:
         """Return which examples have labels."""
         return target[:, 0] >= 0
+
+    def decide(self, outputs: Tensor, thresholds: Tensor | None = None) -> Tensor:
+        """Return 1 for each class whose probability is at least its threshold and 0 for the others, int64, (B, C)."""
+        limits = 0.5 if thresholds is None or not len(thresholds) else thresholds.to(outputs)
+        return (outputs.sigmoid() >= limits).long()
+
+    def agrees(self, outputs: Tensor, expected: Tensor, tolerance: Tensor) -> Tensor:
+        """Return whether each class is predicted alike at 0.5; what lies there within the tolerance is, (B, C)."""
+        return ((outputs > 0) == (expected > 0)) | (expected.abs() <= tolerance)
+
+    def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the binary cross-entropy of each example, averaged over the classes, (B,)."""
+        return F.binary_cross_entropy_with_logits(outputs, target.to(outputs), reduction="none").mean(1)
+
+    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the F1 of each example over its classes, 1 where none are predicted and it has none, (B,)."""
+        decided = self.decide(outputs)
+        sizes = decided.sum(1) + target.sum(1)
+        return torch.where(sizes > 0, 2 * (decided * target).sum(1) / sizes.clamp_min(1), 1.0)
+
+    def uncertainty(self, outputs: Tensor) -> Tensor:
+        """Return the mean entropy of the classes, 1 where each is as likely as not, float64, (B,)."""
+        x = outputs.double()
+        entropy = -(x.sigmoid() * F.logsigmoid(x) + (-x).sigmoid() * F.logsigmoid(-x))
+        return entropy.mean(1) / math.log(2)
+
+    def confidence(self, outputs: Tensor) -> Tensor:
+        """Return the probability of the predicted set at 0.5, as if classes were independent, (B,)."""
+        return F.logsigmoid(outputs.abs()).sum(1).exp()
+
+    def describe_mistake(self, probabilities: Tensor, decided: Tensor, target: Tensor, names: Sequence[str]) -> str:
+        """Return the missing and the wrong classes with their probabilities, the worst first."""
+        parts = []
+        for word, error in (("missing", 1), ("wrong", -1)):
+            found = (target - decided == error).nonzero()[:, 0].tolist()
+            found.sort(key=lambda k: error * float(probabilities[k]))
+            if found:
+                parts.append(f"{word}: {', '.join(f'{names[k]} ({float(probabilities[k]):.0%})' for k in found)}")
+        return "; ".join(parts)
+
+    def format_code(self, description: str | None) -> list[str]:
+        """Return the sigmoid and the threshold of each class."""
+        lines = ["probabilities = (1 + np.tanh(logits / 2)) / 2  # the sigmoid of each class"]
+        if description is None:
+            return [*lines, "print(probabilities[0])"]
+        lines.append(f'about = json.load(open("{description}", encoding="utf-8"))')
+        lines.append('for name, p, limit in zip(about["class_names"], probabilities[0], about["thresholds"]):')
+        return [*lines, '    print(name, p, "yes" if p >= limit else "no")']
+
+    def describe_aim(self) -> str:
+        """Return what a classifier is for."""
+        return f"find which of {self.num_classes} classes apply"
+
+    def explain_limit(self) -> str:
+        """Return what happens to an example of another class."""
+        return (
+            f"It knows {self.num_classes} classes and no other: what an example shows besides them is not named, and "
+            "can raise the probability of a class that it lacks."
+        )
+
+    def fit_thresholds(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Choose the thresholds of the best F1."""
+        return fit_thresholds(outputs.sigmoid(), target)
+
+    def measure_calibrated(self, outputs: Tensor, target: Tensor, thresholds: Tensor) -> dict[str, float]:
+        """Return F1 at the thresholds."""
+        decided = self.decide(outputs, thresholds)
+        return {
+            "threshold_micro_f1": float(compute_f1(decided.view(-1, 1), target.view(-1, 1))),
+            "threshold_macro_f1": float(compute_f1(decided, target).mean()),
+        }

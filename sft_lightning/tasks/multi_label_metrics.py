@@ -7,7 +7,10 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelEx
 
 from sft_lightning.tasks.classification_metrics import restart
 
-_STEPS = 1000  # thresholds of the precision-recall curves, whose size does not depend on the data
+_FEWEST = 5  # examples of a class for a threshold of its own
+# Thresholds of the precision-recall curves, whose size does not depend on the data. They are even in the logit: sure
+# networks give nearly all probabilities of a rare class below 0.001, which even steps of the probability would tie.
+_STEPS, _LARGEST = 1000, 15.0
 
 
 class ClassCounts(Metric):
@@ -41,7 +44,7 @@ class ClassCounts(Metric):
 class MultiLabelMetrics(nn.Module):
     """Loss, mean average precision, F1 at a probability of 0.5, and the share of examples with all classes right.
 
-    The average precision of a class is that of its precision-recall curve at 1,000 thresholds from 0 to 1; classes
+    The average precision of a class is that of its precision-recall curve at 1,000 thresholds of the logit; classes
     without an example are left out of the mean. F1 is `micro` over all pairs of an example and a class, and `macro` as
     the mean over classes.
     """
@@ -57,10 +60,11 @@ class MultiLabelMetrics(nn.Module):
         """
         super().__init__()
         self.loss = MeanMetric()
+        steps = torch.linspace(-_LARGEST, _LARGEST, _STEPS).sigmoid()
         self.scores = MetricCollection(
             {
                 "average_precision": MultilabelAveragePrecision(
-                    num_classes, average="none", thresholds=_STEPS, validate_args=False
+                    num_classes, average="none", thresholds=steps, validate_args=False
                 ),
                 "micro_f1": MultilabelF1Score(num_classes, average="micro", validate_args=False),
                 "macro_f1": MultilabelF1Score(num_classes, average="macro", validate_args=False),
@@ -93,3 +97,39 @@ class MultiLabelMetrics(nn.Module):
         self.by_class = torch.where(counts > 0, precision, torch.nan).cpu()
         restart(self.loss, self.scores, self.class_counts)
         return {name: value.to(torch.float32) for name, value in values.items()}
+
+
+def fit_thresholds(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Choose the probability of each class from which it is predicted, by the best F1 of validation examples.
+
+    Classes of fewer than 5 such examples keep 0.5, since the best threshold of a few is one of chance.
+
+    Args:
+        probabilities: Probabilities, (N, C).
+        targets: 1 for each class of an example and 0 for the others, (N, C).
+
+    Returns:
+        float32, (C,).
+    """
+    thresholds = torch.full((targets.shape[1],), 0.5)
+    for k in range(targets.shape[1]):
+        p, order = probabilities[:, k].float().sort(descending=True)
+        right = targets[order, k].cumsum(0)
+        if int(targets[:, k].sum()) >= _FEWEST:
+            f1 = 2 * right / (torch.arange(1, len(p) + 1) + targets[:, k].sum())
+            ends = torch.cat([p[1:] < p[:-1], torch.tensor([True])])  # equal probabilities are predicted together
+            best = int(torch.where(ends, f1, -torch.ones(())).argmax())
+            below = p[best + 1] if best + 1 < len(p) else torch.zeros(())
+            thresholds[k] = (p[best] + below) / 2
+    return thresholds
+
+
+def compute_f1(decided: Tensor, targets: Tensor) -> Tensor:
+    """Compute the F1 of each class, float64, (C,); 0 where neither predictions nor targets have it.
+
+    Args:
+        decided: 1 for each predicted class and 0 for the others, int64, (N, C).
+        targets: 1 for each class of an example and 0 for the others, int64, (N, C).
+    """
+    both = (decided * targets).sum(0)
+    return 2 * both / (decided.sum(0) + targets.sum(0)).clamp_min(1).double()

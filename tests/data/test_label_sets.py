@@ -130,3 +130,12 @@ def test_classes_that_look_alike_are_refused_within_sets(tmp_path: Path) -> None
         csv.writer(file).writerows([("text", "label"), *((f"word {i}", ("Cat;dog", "cat")[i % 2]) for i in range(20))])
     with pytest.raises(InputError, match=r"has the classes .*, which look alike"):
         open_texts(tmp_path / "texts.csv")
+
+
+def test_examples_of_no_class_count_toward_the_number_of_labels(tmp_path: Path) -> None:
+    rows = [("text", "label"), *((f"text {i}", "a;b" if i < 4 else ";") for i in range(40))]
+    with (tmp_path / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    data = TextDataModule(str(tmp_path / "texts.csv"), label_separator=";", num_labels=20)
+    data.setup("fit")
+    assert len(data.splits["labeled"]) == 20  # more than the classes have examples

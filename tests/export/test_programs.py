@@ -23,6 +23,7 @@ from sft_lightning.export import evaluate, programs
 from sft_lightning.export.evaluate import NUM_COMPARED, ExportEvaluation
 from sft_lightning.export.export import export
 from sft_lightning.export.image_form import ImageForm, ImageProgram
+from sft_lightning.tasks.classification import Classification
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import SHAPE, cli
 
@@ -286,9 +287,8 @@ def test_the_comparison_by_hand() -> None:
             return (expected + torch.tensor(change))[batch.flatten().long()]
 
         form = ImageForm({"input_spec": (1, 1, 1)})
-        return programs._check_parity(
-            run, form, ExportEvaluation("test", {"images": images}), expected, "pt2", with_head
-        )
+        task = Classification(expected.shape[1]) if with_head else None
+        return programs._check_parity(run, form, ExportEvaluation("test", {"images": images}), expected, "pt2", task)
 
     nothing = [[0.0] * 3] * 2
     told = compared(nothing)

@@ -32,7 +32,7 @@ from sft_lightning.cli import fast_loop
 from sft_lightning.cli.lightning_cli import SFTCLI
 from sft_lightning.losses import pretraining, unlabeled as strategies
 from sft_lightning.losses.features import Center, CosinePrototype, SupCon
-from sft_lightning.losses.unlabeled import FreeMatch, Reconstruction, SoftMatch
+from sft_lightning.losses.unlabeled import ClassAwarePseudoLabels, FreeMatch, Reconstruction, SoftMatch
 from sft_lightning.networks.adapters import LoRA
 from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
@@ -190,6 +190,30 @@ def run_texts(out: Path) -> dict[str, Any]:
     return {name: train_texts(name, 2) for name in TEXTS}
 
 
+def train_sets(folder: Path, devices: int) -> dict[str, Any]:
+    """Train 10 steps on texts of several classes; the batch of all processes has 8 labeled and 24 unlabeled ones."""
+    torch.manual_seed(0)
+    data = FixedTexts(
+        str(folder / "texts.csv"), label_separator=";", num_labels=60, max_length=24, batch_size=8 // devices,
+        unlabeled_ratio=3, steps_per_epoch=5, eval_batch_size=10, val_size=40, weak_view=TextView(),
+    )  # fmt: skip
+    model = SemiSupervisedModule(
+        ClassAwarePseudoLabels(momentum=0.9, memory=64), backbone="fasttext", num_classes=3,
+        input_spec=data.input_spec, target=data.target, ema_decay=0.9, warmup_steps=0, ramp_steps=0,
+        optimizer=lambda p: torch.optim.SGD(p, 0.5, momentum=0.9),
+    ).double()  # fmt: skip
+    recorder = Recorder()
+    run = trainer([recorder], max_epochs=2, **ddp(devices))
+    run.fit(model, data)
+    metrics = {n: float(v) for n, v in run.callback_metrics.items() if n.startswith("val/")}
+    return {"state": state(model), "losses": recorder.losses, "metrics": metrics}
+
+
+def run_sets(out: Path) -> dict[str, Any]:
+    """Train on texts of several classes."""
+    return {"sets": train_sets(out, 2)}
+
+
 def train_decoupled(name: str, devices: int) -> dict[str, Any]:
     """Train 15 steps; the batch of all processes together has 8 images."""
     torch.manual_seed(0)
@@ -342,6 +366,7 @@ SCENARIOS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "synced": run_synced,
     "fast_loop": run_fast_loop,
     "texts": run_texts,
+    "sets": run_sets,
 }
 
 

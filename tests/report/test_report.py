@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sft_lightning.__main__ import main
 from sft_lightning.paradigms.calibration import fit_temperature
-from sft_lightning.report.report import report
+from sft_lightning.report import one_class
 from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.utils.environment import describe_machine
 from tests.paradigms.helpers import cli
@@ -318,11 +318,11 @@ def test_many_classes_give_a_list_of_confusions(workdir: Path, monkeypatch: pyte
     page = reported(run)
     assert page.count('<table class="matrix">') == 1
     assert page.index('<table class="matrix">') < page.index("Results by class")
-    monkeypatch.setattr(sys.modules[report.__module__], "_MAX_LEAD_MATRIX", 9)
+    monkeypatch.setattr(one_class, "_MAX_LEAD_MATRIX", 9)
     page = reported(run)
     assert page.count('<table class="matrix">') == 1
     assert page.index("Recall of each class on the test split") < page.index('<table class="matrix">')
-    monkeypatch.setattr(sys.modules[report.__module__], "_MAX_MATRIX", 9)
+    monkeypatch.setattr(one_class, "_MAX_MATRIX", 9)
     page = reported(run)
     assert '<table class="matrix">' not in page
     assert 'class="lead split"' in page

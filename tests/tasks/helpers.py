@@ -4,6 +4,9 @@ import csv
 import random
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 CLASSES = ("food", "music", "sport")
 WORDS = {
     "food": ("soup", "bread", "cheese", "dinner"),
@@ -29,4 +32,21 @@ def write_texts(path: Path, count: int, seed: int = 0) -> list[tuple[str, str]]:
         rows.append((" ".join(words), "" if i % 5 == 4 else ";".join(names) or ";"))
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
+    return rows
+
+
+def write_images(folder: Path, count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Write images with a square of one color for each class and a table of them, and return its rows."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, names in enumerate(draw_sets(count, seed)):
+        pixels = random.integers(0, 100, (16, 16, 3), dtype=np.uint8)
+        for name in names:
+            y, x = random.integers(0, 10, 2)
+            pixels[y : y + 6, x : x + 6, CLASSES.index(name)] = 200
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append((f"{i}.png", "" if i % 5 == 4 else ";".join(names) or ";"))
+    with (folder / "images.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *rows])
     return rows

@@ -75,6 +75,7 @@ class AudioDataModule(FewLabelDataModule):
         class_names: list[str] | None = None,
         labels: str | None = None,
         label_separator: str | None = None,
+        label_columns: str | list[str] | None = None,
     ) -> None:
         """Keep the settings; the source is opened when it is first needed.
 
@@ -121,6 +122,9 @@ class AudioDataModule(FewLabelDataModule):
             labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them.
             label_separator: Separator of several classes in a label of a table, such as `;` in `dog;outdoors`; the
                 separator alone labels an example of no class. null where each example has one class.
+            label_columns: Columns of a table that are 1 where an example has a class and 0 where it lacks it, in place
+                of one column of labels: a list of columns, each a class, or a pattern such as `tag_*`, in which the
+                star stands for the class. Rows in which all are blank are unlabeled.
 
         Raises:
             InputError: A setting has an invalid value, or the extra `audio` is missing.
@@ -147,6 +151,7 @@ class AudioDataModule(FewLabelDataModule):
             num_workers,
             labels=labels,
             label_separator=label_separator,
+            label_columns=label_columns,
         )
         self.weak_view, self.strong_view = weak_view, strong_view
         self.views = make_views(self.sound, weak_view, strong_view)
@@ -180,7 +185,7 @@ class AudioDataModule(FewLabelDataModule):
         """Open the source of labeled and unlabeled recordings."""
         skip, listed = self.bad.policy == "skip", self._class_names or ()
         needed = needs_labels and self.labels is None
-        how = self.root, skip, listed, needed, "source", self.label_separator
+        how = self.root, skip, listed, needed, "source", self.label_separator, self.label_columns
         return open_recordings(name, self.sound.rate, self._cache, *how)
 
     def open_unlabeled(self, name: str) -> Examples:

@@ -10,6 +10,7 @@ from sft_lightning.data.audio.decoding import inspect_header
 from sft_lightning.data.audio.storage import Recordings
 from sft_lightning.data.bad_examples import UNREADABLE, describe_read_error, format_path, show_path
 from sft_lightning.data.class_folders import ClassFolders
+from sft_lightning.data.label_columns import LabelColumns
 from sft_lightning.data.listed_files import FileKind, IgnoredFiles, find_files
 from sft_lightning.data.manifest import ManifestSource
 from sft_lightning.data.source import Examples, Source
@@ -86,6 +87,7 @@ class RecordingTable(ManifestSource):
         listed_classes: Sequence[str] = (),
         needs_labels: bool = True,
         separator: str | None = None,
+        label_columns: LabelColumns | None = None,
     ) -> None:
         """Read the table and check every line.
 
@@ -98,12 +100,13 @@ class RecordingTable(ManifestSource):
             listed_classes: Class names that the user listed, which are not checked.
             needs_labels: Whether to refuse a table without any label.
             separator: Separator of several classes in a label; None for one class each.
+            label_columns: Columns of 0 and 1 in place of the column `label`, each a class.
 
         Raises:
             InputError: The table cannot be read, or what it says is contradictory.
         """
         self._rate, self._cache = rate, cache
-        super().__init__(path, root, skip, listed_classes, needs_labels, separator)
+        super().__init__(path, root, skip, listed_classes, needs_labels, separator, label_columns)
 
     def open_files(self, paths: Sequence[Path], ids: Sequence[str]) -> Recordings:
         """Return the files of one split."""
@@ -120,6 +123,7 @@ def open_recordings(
     needs_labels: bool = True,
     setting: str = "source",
     separator: str | None = None,
+    label_columns: LabelColumns | None = None,
 ) -> Source:
     """Open a source of recordings, whose kind follows from its name.
 
@@ -133,6 +137,7 @@ def open_recordings(
         needs_labels: Whether to refuse a table without any label.
         setting: Name of the setting, for messages.
         separator: Separator of several classes in a label of a table; None for one class each.
+        label_columns: Columns of 0 and 1 of a table in place of the column `label`, each a class.
 
     Raises:
         InputError: The source does not exist, or cannot be read.
@@ -141,7 +146,7 @@ def open_recordings(
     if path.is_dir():
         return RecordingFolders(path, rate, cache, listed_classes)
     if path.suffix.lower() in TABLES:
-        return RecordingTable(path, rate, cache, root, skip, listed_classes, needs_labels, separator)
+        return RecordingTable(path, rate, cache, root, skip, listed_classes, needs_labels, separator, label_columns)
     what = "is a single file" if path.is_file() else "does not exist"
     raise InputError(
         f"{setting} {name!r} {what}: give a folder of recordings, or a table of them that ends with {', '.join(TABLES)}"

@@ -64,6 +64,7 @@ class TextDataModule(FewLabelDataModule):
         class_names: list[str] | None = None,
         labels: str | None = None,
         label_separator: str | None = None,
+        label_columns: str | list[str] | None = None,
         group_by_length: int = 0,
         max_tokens: int | None = None,
     ) -> None:
@@ -109,6 +110,9 @@ class TextDataModule(FewLabelDataModule):
             labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them.
             label_separator: Separator of several classes in a label of a table, such as `;` in `dog;outdoors`; the
                 separator alone labels an example of no class. null where each example has one class.
+            label_columns: Columns of a table that are 1 where an example has a class and 0 where it lacks it, in place
+                of one column of labels: a list of columns, each a class, or a pattern such as `tag_*`, in which the
+                star stands for the class. Rows in which all are blank are unlabeled.
             group_by_length: Number of training texts of similar length that come together, such as the batch size of
                 all processes, so that batches have less padding; 0 for batches of any lengths.
             max_tokens: Tokens of a training batch of each process, padding included, in place of `batch_size`: texts of
@@ -137,6 +141,7 @@ class TextDataModule(FewLabelDataModule):
             num_workers=0,
             labels=labels,
             label_separator=label_separator,
+            label_columns=label_columns,
         )
         augmented = tuple(augmented_columns or ())
         self.columns = Columns(text_column, text_2_column, label_column, split_column, group_column, augmented)
@@ -195,7 +200,8 @@ class TextDataModule(FewLabelDataModule):
     def open_source(self, name: str, needs_labels: bool = True) -> TextSource:
         """Open the source of labeled and unlabeled texts."""
         listed, needed = self._class_names or (), needs_labels and self.labels is None
-        return TextSource(name, self.columns, self.encoding, listed, needed, self.label_separator)
+        how = listed, needed, self.label_separator, self.label_columns
+        return TextSource(name, self.columns, self.encoding, *how)
 
     def open_to_predict(self, name: str) -> TextSource:
         """Open a source of texts to predict, which needs no labels and no other wordings."""

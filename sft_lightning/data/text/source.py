@@ -9,6 +9,7 @@ import torch
 from sft_lightning.data.class_names import list_classes, sort_classes
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
+from sft_lightning.data.label_columns import LabelColumns
 from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
 from sft_lightning.data.source import SPLITS, Examples, Source, relative, split_of_name
 from sft_lightning.data.text.dataset_folder import DatasetFolder, is_dataset_folder
@@ -37,6 +38,7 @@ class TextSource(Source):
         listed_classes: Sequence[str] = (),
         needs_labels: bool = True,
         separator: str | None = None,
+        label_columns: LabelColumns | None = None,
     ) -> None:
         """Read a table or a folder.
 
@@ -49,6 +51,7 @@ class TextSource(Source):
             listed_classes: Class names that the user listed, which are not checked.
             needs_labels: Whether to refuse a source without labels.
             separator: Separator of several classes in a label, which `LabelSetSource` splits; None for one class each.
+            label_columns: Columns of 0 and 1 of a table in place of that of the labels, each a class.
 
         Raises:
             InputError: The source cannot be read, or what it says is contradictory.
@@ -68,8 +71,9 @@ class TextSource(Source):
             if not path.is_file():
                 raise InputError(f"table {name!r} does not exist: give the path of a table or a folder of texts")
             columns = Columns(augmented=columns.augmented) if path == SAMPLE else columns
-            self._kind, table = "table", TextTable(path, columns, needs_labels)
+            self._kind, table = "table", TextTable(path, columns, needs_labels, label_columns)
             rows, self._findings = [*table], table.findings
+            self.column_classes = table.column_classes
         else:
             raise InputError(
                 f"source is {name!r}: give a folder of texts, a table that ends with {', '.join(SUFFIXES)}, or "
@@ -81,7 +85,8 @@ class TextSource(Source):
         self._check(listed_classes)
         self.class_names = sort_classes({row.label for row in self._rows if row.label})
         if not self.class_names and needs_labels:
-            raise InputError(f"{self._kind} {name!r} has no labels: fill the column {columns.label!r} of some lines")
+            where = f"the column {columns.label!r}" if label_columns is None else "label_columns"
+            raise InputError(f"{self._kind} {name!r} has no labels: fill {where} of some lines")
         self.messages = self._findings
 
     # --- reading

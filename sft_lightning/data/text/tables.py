@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_lightning.data.issues import Finding
+from sft_lightning.data.label_columns import ColumnReader, LabelColumns
 from sft_lightning.utils.errors import InputError, did_you_mean
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -67,17 +68,24 @@ class TextTable:
 
     Attributes:
         findings: What the user should know about the file, complete after all rows were read.
+        column_classes: Classes that have a column of 0 and 1, known after the first row was read.
     """
 
-    def __init__(self, path: Path, columns: Columns, needs_labels: bool) -> None:
+    def __init__(
+        self, path: Path, columns: Columns, needs_labels: bool, label_columns: LabelColumns | None = None
+    ) -> None:
         """Remember what to read.
 
         Args:
             path: Path of the file.
             columns: Names of its columns.
             needs_labels: Whether the column of labels must exist.
+            label_columns: Columns of 0 and 1 in place of that column, each a class.
         """
         self._path, self._columns, self._needs_labels = path, columns, needs_labels
+        self._label_columns = label_columns
+        self._reader: ColumnReader | None = None
+        self.column_classes: tuple[str, ...] = ()
         self._where = f"table {str(path)!r}"
         self.findings: list[Finding] = []
 
@@ -91,6 +99,7 @@ class TextTable:
         read = {".parquet": self._read_parquet, ".jsonl": self._read_json, ".ndjson": self._read_json}
         try:
             yield from read.get(suffix, self._read_csv)()
+            self.findings += [] if self._reader is None else self._reader.describe()
         except OSError as error:
             raise InputError(f"{self._where} cannot be read ({error.strerror or error}): check the file") from error
         except UnicodeError as error:
@@ -100,24 +109,31 @@ class TextTable:
 
     def _find(self, names: Sequence[str]) -> dict[str, str]:
         """Return the name of each column that the table has, as it is written there, by its role."""
+        roles = self._columns.roles
+        if self._label_columns is not None:
+            del roles["label"]
+            self._reader = ColumnReader(self._label_columns, names, self._where, self._needs_labels)
+            self.column_classes = (*self._reader.classes,)
         plain: dict[str, str] = {}
         for name in names:
-            if (key := name.strip().casefold()) in plain and key in self._columns.roles.values():
+            if (key := name.strip().casefold()) in plain and key in roles.values():
                 raise InputError(f"{self._where} has the column {name!r} twice: keep one, or rename one")
             plain.setdefault(key, name)
         found = {
             role: plain[wanted.strip().casefold()]
-            for role, wanted in self._columns.roles.items()
+            for role, wanted in roles.items()
             if wanted.strip().casefold() in plain
         }
         optional = {"split", "group", "id", *([] if self._needs_labels else ["label"])}
-        for role, wanted in self._columns.roles.items():
+        for role, wanted in roles.items():
             if role not in found and role not in optional:
                 setting = "augmented_columns" if role.startswith("augmented") else f"{role}_column"
                 raise InputError(
                     f"{self._where} lacks the column {wanted!r}{did_you_mean(wanted, [*names])}; its columns are "
                     f"{', '.join(map(repr, names)) or 'none'}: name the right one with {setting}, or rename it"
                 )
+        if self._reader is not None:
+            found |= {f"class {name}": column for name, column in self._reader.classes.items()}
         ignored = [name for name in names if name.strip() and name not in found.values()]
         if ignored:
             message = f"{self._where}: columns that are not read: {', '.join(map(repr, ignored[:8]))}"
@@ -127,6 +143,8 @@ class TextTable:
     def _make(self, line: int, cells: dict[str, str]) -> Row:
         texts = (cells["text"],) if self._columns.text_2 is None else (cells["text"], cells["text_2"])
         label, split, group, name = (cells.get(role, "").strip() for role in ("label", "split", "group", "id"))
+        if self._reader is not None:
+            label = self._reader.read(line, {name: cells[f"class {name}"] for name in self._reader.classes})
         augmented = tuple(cells[f"augmented {i}"] for i in range(len(self._columns.augmented)))
         return Row(line, texts, label, split, group, name, augmented)
 

@@ -86,6 +86,7 @@ class ImageDataModule(FewLabelDataModule):
         class_names: list[str] | None = None,
         labels: str | None = None,
         label_separator: str | None = None,
+        label_columns: str | list[str] | None = None,
     ) -> None:
         """Open the source; `setup` reads the images.
 
@@ -143,6 +144,9 @@ class ImageDataModule(FewLabelDataModule):
                 are those of split.csv. A source without labels takes the classes of the CSV.
             label_separator: Separator of several classes in a label of a table, such as `;` in `dog;outdoors`; the
                 separator alone labels an example of no class. null where each example has one class.
+            label_columns: Columns of a table that are 1 where an example has a class and 0 where it lacks it, in place
+                of one column of labels: a list of columns, each a class, or a pattern such as `tag_*`, in which the
+                star stands for the class. Rows in which all are blank are unlabeled.
 
         Raises:
             InputError: A setting has an invalid value.
@@ -169,6 +173,7 @@ class ImageDataModule(FewLabelDataModule):
             shard_window,
             labels,
             label_separator,
+            label_columns,
         )
         self.weak_view = make_view(WeakView, weak_view, "weak_view")
         self.strong_view = make_view(StrongView, strong_view, "strong_view")
@@ -223,7 +228,8 @@ class ImageDataModule(FewLabelDataModule):
         """Open the source of labeled and unlabeled images."""
         skip = self.bad.policy == "skip"
         listed, needs_labels = self._class_names or (), self.labels is None
-        return open_source(name, self.root, self.download, "source", skip, listed, needs_labels, self.label_separator)
+        how = "source", skip, listed, needs_labels, self.label_separator, self.label_columns
+        return open_source(name, self.root, self.download, *how)
 
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training images, without labels."""

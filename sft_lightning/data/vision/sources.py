@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from sft_lightning.data.label_columns import LabelColumns
 from sft_lightning.data.manifest import ManifestSource
 from sft_lightning.data.source import Examples, relative, take_unlabeled
 from sft_lightning.data.storage import TensorStorage
@@ -28,6 +29,7 @@ SAMPLE = Path(__file__).parents[1] / "sample"
 def open_source(
     name: str, root: str = "data", download: bool = False, setting: str = "source", skip: bool = False,
     listed_classes: Sequence[str] = (), needs_labels: bool = True, separator: str | None = None,
+    label_columns: LabelColumns | None = None,
 ) -> ImageSource:  # fmt: skip
     """Open a source, whose kind follows from its name.
 
@@ -41,6 +43,7 @@ def open_source(
         listed_classes: Class names that the user listed, which are not checked.
         needs_labels: Whether to refuse a manifest without any label.
         separator: Separator of several classes in a label of a manifest; None for one class each.
+        label_columns: Columns of 0 and 1 of a manifest in place of the column `label`, each a class.
 
     Raises:
         InputError: The source does not exist, or holds no usable image.
@@ -52,7 +55,7 @@ def open_source(
         return TorchvisionSource(name, Path(root), download)
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return ImageManifest(path, root, skip, listed_classes, needs_labels, separator)
+        return ImageManifest(path, root, skip, listed_classes, needs_labels, separator, label_columns)
     if (path / INDEX).is_file():
         return ShardSource(path)
     if path.is_dir():

@@ -1,0 +1,53 @@
+"""Divide labeled examples that have several classes into folds, so that each class is in most of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_lightning.data.set_splits import choose_by_share, join_units
+from sft_lightning.study.judge import UNJUDGED
+from sft_lightning.utils.errors import InputError, check_min
+
+
+def make_set_folds(
+    targets: NDArray[np.int64], groups: Sequence[str] | None = None, folds: int = 5, seed: int = 0
+) -> NDArray[np.int64]:
+    """Divide examples into folds in which every class keeps its share (Sechidis et al. 2011); groups stay together.
+
+    A class of a single group, or example, can be learned from but not judged: its group is in no fold (-1).
+
+    Args:
+        targets: 1 for each class of an example and 0 for the others, (N, C).
+        groups: Name of each example's group; None where each example stands alone.
+        folds: Number K of folds.
+        seed: Seed of the order in which examples are divided.
+
+    Returns:
+        Fold of each example, int64, (1, N), from 0 to K - 1, or -1.
+
+    Raises:
+        InputError: There are fewer groups that can be judged than folds.
+    """
+    check_min(2, folds=folds)
+    names = [str(i) for i in range(len(targets))] if groups is None else groups
+    order = np.random.default_rng(seed).permutation(len(targets))
+    counts, sizes, members = join_units(targets[order], [names[i] for i in order])
+    alone = (counts > 0).sum(0) == 1
+    left = np.flatnonzero(~(counts[:, alone] > 0).any(1))
+    if len(left) < folds:
+        kind = "examples" if groups is None else "groups of examples"
+        raise InputError(
+            f"folds is {folds}, and {len(left)} of {len(counts)} labeled {kind} can be judged, since a class of a "
+            "single one can be learned from but not judged: add labels, or set fewer folds"
+        )
+    fold = np.full(len(targets), UNJUDGED)
+    for k in range(folds):
+        total = round(int(sizes[left].sum()) / (folds - k))
+        # The last fold takes the rest, and the others leave at least one unit for each that follows.
+        own = [*range(len(left))] if k == folds - 1 else choose_by_share(counts[left], sizes[left], max(1, total))
+        own = own[: len(left) - (folds - 1 - k)] or [0]
+        for unit in left[own]:
+            fold[order[members[unit]]] = k
+        left = np.delete(left, own)
+    return fold[None]
