@@ -7,8 +7,10 @@ divides logits, and they show a difference between two programs that probabiliti
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,8 +106,9 @@ def write_program(
         contract["opset"] = OPSET
     with open_atomic(file) as staged:
         try:
-            with warnings.catch_warnings(), torch.no_grad():
-                # The exporters warn of their own insides, and that channels-last weights are no plain block of memory.
+            with warnings.catch_warnings(), redirect_stderr(StringIO()), torch.no_grad():
+                # The exporters warn of their own insides, and that channels-last weights are no plain block of memory,
+                # and print whole graphs of networks that they cannot write.
                 warnings.simplefilter("ignore")
                 {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, form, staged, contract)
                 run = {"onnx": _read_onnx, "pt2": _read_pt2}[language](staged)

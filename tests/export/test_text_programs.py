@@ -52,6 +52,7 @@ RUNS = {
     "fasttext": [*TUNED, "--model.backbone=fasttext"],
     "small_transformer": [*TUNED, "--model.backbone=small_transformer"],
     "bag": ["--model=FrozenFeatureClassifier", "--model.backbone=bag_of_words"],
+    "tfidf": ["--model=FrozenFeatureClassifier", "--model.backbone=tfidf"],
     "bert": [*TUNED, "--model.backbone=hf/bert", "--model.weights=default"],
 }
 
@@ -72,15 +73,18 @@ def export_once(name: str, language: str) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "language"),
-    [("fasttext", "onnx"), ("bert", "onnx"), ("bag", "pt2"), pytest.param("bag", "onnx", marks=pytest.mark.slow),
+    [("fasttext", "onnx"), ("bert", "onnx"), ("bag", "pt2"), ("tfidf", "onnx"),
+     pytest.param("bag", "onnx", marks=pytest.mark.slow),
      pytest.param("bert", "pt2", marks=pytest.mark.slow),
      pytest.param("small_transformer", "onnx", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_the_code_of_the_card_says_what_predict_says(
-    name: str, language: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, language: str, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Path(f"lightning_logs/{name}/version_0")
+    capfd.readouterr()
     out = export_once(name, language)
+    assert "def forward" not in capfd.readouterr().err
     Path("new.csv").write_text(f'text\n"{NEW}"\n', encoding="utf-8")
     assert main(["predict", str(folder), "new.csv"]) == 0
     with (folder / "predictions.csv").open(newline="") as file:
@@ -97,9 +101,9 @@ def test_the_code_of_the_card_says_what_predict_says(
     assert (out / "encoder" / "tokenizer.json").is_file() == (name == "bert")
     monkeypatch.chdir(out)
     Path("text.txt").write_text(NEW, encoding="utf-8")
-    capsys.readouterr()
+    capfd.readouterr()
     exec(compile(code, "card", "exec"), {})
-    said, chance = capsys.readouterr().out.split()
+    said, chance = capfd.readouterr().out.split()
     assert said == row["predicted"]
     assert float(chance) == pytest.approx(max(float(v) for k, v in row.items() if k.startswith("p(")), abs=1e-5)
 
