@@ -23,6 +23,7 @@ from sft_lightning import (  # noqa: F401
     FineTuneClassifier,
     FrozenFeatureClassifier,
     ImageDataModule,
+    SegmentationDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
     TextDataModule,

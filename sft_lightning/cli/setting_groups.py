@@ -48,6 +48,17 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Batches": ("batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch"),
         "Loading": ("num_workers", "cache"),
     },
+    "SegmentationDataModule": {
+        "Source": (
+            "source", "root", "unlabeled_source", "predict_source", "class_names", "class_colors", "ignore_index",
+            "on_bad_image",
+        ),
+        "Labels and splits": ("num_labels", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak"),
+        "Images": ("image_size", "channels", "background", "resize", "value_range"),
+        "Views": ("weak_view", "strong_view", "labeled_view"),
+        "Batches": ("batch_size", "unlabeled_ratio", "eval_batch_size", "steps_per_epoch"),
+        "Loading": ("num_workers",),
+    },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),
         "Start": ("weights", "head_weights", "head_start"),

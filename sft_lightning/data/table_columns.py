@@ -79,7 +79,7 @@ class TableColumns:
         Args:
             table: Path of the table, for messages.
             names: Names of the columns, in their order.
-            needed: Names of required columns; unknown columns are examined only if `label` is one of them.
+            needed: Names of required columns; unknown columns are examined only if `label` or `mask` is one.
             known: Names of columns that are read.
 
         Raises:
@@ -99,10 +99,13 @@ class TableColumns:
             texts = ": of texts, use TextDataModule; `solve` takes them, too" if "text" in plain else ""
             raise InputError(
                 f"{self._where} lacks the column {' and '.join(map(repr, missing))}; its columns are "
-                f"{', '.join(map(repr, self._names)) or 'none'}, needed are path,label[,split][,group]"
+                f"{', '.join(map(repr, self._names)) or 'none'}, needed are "
+                f"path,{'mask' if 'mask' in needed else 'label'}[,split][,group]"
                 f"{self._suggest_names(missing) or texts}"
             )
-        rest = [i for i in range(len(names)) if i not in self.positions.values()] if "label" in needed else []
+        rest = (
+            [i for i in range(len(names)) if i not in self.positions.values()] if {"label", "mask"} & {*needed} else []
+        )
         self._others = [i for i in rest if self._names[i]]
         self._values: dict[int, set[str]] = {i: set() for i in self._others}
         self._repeats: set[int] = set()
@@ -199,7 +202,7 @@ class TableColumns:
         return kind or ("group" if stem in _PERHAPS_GROUP else None)
 
     def _suggest_names(self, missing: Sequence[str]) -> str:
-        pairs = [(name, kind) for kind in missing for name in self._names if _get_stem(name) in _SYNONYMS[kind]]
+        pairs = [(name, kind) for kind in missing for name in self._names if _get_stem(name) in _SYNONYMS.get(kind, ())]
         return f": rename {' and '.join(f'{name!r} to {kind!r}' for name, kind in pairs)}" if pairs else ""
 
 

@@ -1,6 +1,7 @@
 """Interface of tasks: the target that a model predicts, its head, its loss and its metrics."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -24,8 +25,10 @@ class Task(ABC):
         monitor: Validation metric that chooses the best checkpoint, and `min` or `max`.
         num_classes: Number of classes C.
         label_smoothing: Share of the target that is spread over other classes.
+        is_dense: Whether each pixel has a target, so that features are maps, (B, F, h, w).
     """
 
+    is_dense: ClassVar[bool] = False
     name: ClassVar[str]
     monitor: ClassVar[tuple[str, str]]
     num_classes: int
@@ -33,7 +36,7 @@ class Task(ABC):
 
     @abstractmethod
     def build_head(self, num_features: int) -> nn.Linear:
-        """Build the layer from features to outputs.
+        """Build the layer from features to outputs, with a `weight` of shape (C, F).
 
         Args:
             num_features: Number of features F.
@@ -52,6 +55,15 @@ class Task(ABC):
     @abstractmethod
     def build_metrics(self) -> nn.Module:
         """Build the metrics of one stage, a `StageMetrics`."""
+
+    def name_metrics(self, values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
+        """Return metrics under the names of the log; those of single classes get the names of these.
+
+        Args:
+            values: Metrics from `build_metrics`.
+            class_names: Names of the classes.
+        """
+        return values
 
     @abstractmethod
     def probabilities(self, outputs: Tensor) -> Tensor:

@@ -170,6 +170,11 @@ class Strategy(nn.Module, ABC):
                 f"strategy {name} learns from examples of one class each, and these have several (label_separator): "
                 "set ClassAwarePseudoLabels or MeanTeacher"
             )
+        if task == "segmentation" and task not in self.tasks:
+            raise InputError(
+                f"strategy {name} learns from one label for each example, and these have masks: set FixMatch or "
+                "MeanTeacher"
+            )
         if task not in self.tasks:
             why = ", and each example has one class" if self.tasks == ("multi_label",) else f", and the task is {task}"
             raise InputError(f"strategy {name} supports {', '.join(self.tasks)}{why}: choose another strategy")
@@ -247,7 +252,7 @@ class Consistency(Strategy):
             step: Batch, network and outputs of the step.
 
         Returns:
-            Targets, (B,) classes or (B, C) probabilities, and weights, (B,) in [0, 1].
+            Targets, (B,) classes or (B, C) probabilities, and weights, (B,) in [0, 1]; of pixels, (B, H, W) each.
         """
 
     def log_metrics(self) -> Mapping[str, Tensor]:
@@ -259,6 +264,8 @@ class Consistency(Strategy):
         with torch.no_grad():
             weak = self.weak_outputs(step)
             target, weight = self.targets(at_least_float32(weak.logits), step._replace(weak=weak))
+            if weight.ndim == 3:
+                target, weight = align_pixels(step.unlabeled, target, weight)
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
         return StrategyOutput(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.log_metrics())
 
@@ -276,6 +283,21 @@ class Consistency(Strategy):
         return logits
 
 
+def align_pixels(unlabeled: Any, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Move targets of the pixels of weak views to where the strong view has these, without those outside of images.
+
+    Args:
+        unlabeled: Unlabeled batch with `outside` and `cut`.
+        target: Targets of pixels, (B, H, W) or (B, C, H, W).
+        weight: Weights of pixels, (B, H, W).
+    """
+    if unlabeled.outside is not None:
+        weight = weight * ~unlabeled.outside
+    if unlabeled.cut is not None:
+        target, weight = unlabeled.cut.paste(target), unlabeled.cut.paste(weight)
+    return target, weight
+
+
 def at_least_float32(logits: Tensor) -> Tensor:
     """Convert half precision to float32: thresholds and running means would be too coarse in that of autocast.
 
@@ -286,12 +308,12 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Compute the cross-entropy with a weight for each example, divided by the size of the whole batch.
+    """Compute the cross-entropy with a weight for each example or pixel, divided by the size of the whole batch.
 
     Args:
-        logits: Logits, (B, C).
-        target: Classes, (B,), or probabilities, (B, C).
-        weight: Weights, (B,).
+        logits: Logits, (B, C) or (B, C, H, W).
+        target: Classes, (B,) or (B, H, W), or probabilities of the shape of the logits.
+        weight: Weights, (B,) or (B, H, W).
     """
     return (F.cross_entropy(logits, target, reduction="none") * weight).mean()
 
