@@ -90,6 +90,17 @@ class Unlabeled(NamedTuple):
     outside: Tensor | None = None
     cut: Cut | None = None
 
+    def align_pixels(self, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Move targets of the pixels of the weak view to where the strong view has these; those outside weigh nothing.
+
+        Args:
+            target: Targets of pixels, (B, H, W) or (B, C, H, W).
+            weight: Weights of pixels, (B, H, W).
+        """
+        if self.outside is not None:
+            weight = weight * ~self.outside
+        return (target, weight) if self.cut is None else (self.cut.paste(target), self.cut.paste(weight))
+
     @property
     def draw(self) -> int:
         """Former name of `seed`."""

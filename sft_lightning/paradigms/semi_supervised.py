@@ -86,9 +86,6 @@ class SemiSupervisedModule(FineTuneClassifier):
                 f"regularizer {type(self.regularizer).__name__} looks at the labeled examples' pass, and "
                 f"{type(strategy).__name__} mixes labeled and unlabeled ones: set L2 or L2SP"
             )
-        if control and self.task.is_dense:
-            raise InputError("control is true, which compares how many validation examples are right, and masks are "
-                             "right pixel by pixel: leave it out, and train once with FineTuneClassifier")  # fmt: skip
         strategy.check_support(self.backbone, self.task.name)
         self.strategy, self.schedule = strategy, schedule
         strategy.build(StrategyContext(self.num_classes, self.backbone.num_features, self.backbone, self.task.name))

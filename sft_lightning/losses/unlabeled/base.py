@@ -22,6 +22,11 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
 from sft_lightning.utils.renamed import refuse_renamed, warn_renamed
 
+_REFUSED = {  # why most strategies do not support a task
+    "multi_label": "examples of one class each, and these have several (label_separator): set ClassAwarePseudoLabels "
+    "or MeanTeacher",
+    "segmentation": "one label of each example, and these have masks: set FixMatch or MeanTeacher",
+}
 _LONG_PASSED = 2**40  # updates after which t / (t + 1) is 1 in float32
 
 
@@ -165,16 +170,8 @@ class Strategy(nn.Module, ABC):
                 f"strategy {name} computes with the numbers of inputs, and those of a {backbone.input_spec.noun} "
                 "are entries of a list: choose another strategy, such as SoftMatch"
             )
-        if task == "multi_label" and task not in self.tasks:
-            raise InputError(
-                f"strategy {name} learns from examples of one class each, and these have several (label_separator): "
-                "set ClassAwarePseudoLabels or MeanTeacher"
-            )
-        if task == "segmentation" and task not in self.tasks:
-            raise InputError(
-                f"strategy {name} learns from one label for each example, and these have masks: set FixMatch or "
-                "MeanTeacher"
-            )
+        if task in _REFUSED and task not in self.tasks:
+            raise InputError(f"strategy {name} learns from {_REFUSED[task]}")
         if task not in self.tasks:
             why = ", and each example has one class" if self.tasks == ("multi_label",) else f", and the task is {task}"
             raise InputError(f"strategy {name} supports {', '.join(self.tasks)}{why}: choose another strategy")
@@ -265,9 +262,10 @@ class Consistency(Strategy):
             weak = self.weak_outputs(step)
             target, weight = self.targets(at_least_float32(weak.logits), step._replace(weak=weak))
             if weight.ndim == 3:
-                target, weight = align_pixels(step.unlabeled, target, weight)
+                target, weight = step.unlabeled.align_pixels(target, weight)
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
-        return StrategyOutput(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.log_metrics())
+        classes = target.argmax(1) if target.is_floating_point() else target
+        return StrategyOutput(loss, classes, weight, logs=self.log_metrics())
 
     def weak_outputs(self, step: StrategyInputs) -> Outputs:
         """Return features and logits of the weak view."""
@@ -281,21 +279,6 @@ class Consistency(Strategy):
     def adjusted(self, logits: Tensor) -> Tensor:
         """Return the strong view's logits as they enter the loss."""
         return logits
-
-
-def align_pixels(unlabeled: Any, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Move targets of the pixels of weak views to where the strong view has these, without those outside of images.
-
-    Args:
-        unlabeled: Unlabeled batch with `outside` and `cut`.
-        target: Targets of pixels, (B, H, W) or (B, C, H, W).
-        weight: Weights of pixels, (B, H, W).
-    """
-    if unlabeled.outside is not None:
-        weight = weight * ~unlabeled.outside
-    if unlabeled.cut is not None:
-        target, weight = unlabeled.cut.paste(target), unlabeled.cut.paste(weight)
-    return target, weight
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from sft_lightning.networks.vision.masking import MapDecoder, TokenDecoder, find
 from sft_lightning.networks.vision.normalization import Stats
 from sft_lightning.networks.vision.pixels import Pixels
 from sft_lightning.networks.vision.pooling import find_pool, replace_pool, split_pool
-from sft_lightning.networks.vision.pyramid import STRIDE, FeaturePyramid, collect_maps, find_levels, remove_unused
 from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization, interpolate_positions
+from sft_lightning.networks.vision.pyramid import STRIDE, FeaturePyramid, collect_maps, find_levels, remove_unused
 from sft_lightning.networks.vision.resnet8 import ResNet8
 from sft_lightning.networks.vision.wide_resnet import WideResNet
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights

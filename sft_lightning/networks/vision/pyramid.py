@@ -1,7 +1,7 @@
 """Map of features at a quarter of the image's sides, from the maps of any backbone.
 
-A feature pyramid (Lin et al. 2017, "Feature Pyramid Networks for Object Detection") whose levels are brought to one size
-and added (Kirillov et al. 2019, "Panoptic Feature Pyramid Networks").
+A feature pyramid (Lin et al. 2017, "Feature Pyramid Networks for Object Detection") whose levels are brought to one
+size and added (Kirillov et al. 2019, "Panoptic Feature Pyramid Networks").
 """
 
 from collections.abc import Sequence
