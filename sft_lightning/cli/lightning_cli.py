@@ -299,7 +299,7 @@ class SFTCLI(LightningCLI):
     def _make_writer(self) -> Callback:
         if not getattr(getattr(self.model, "task", None), "is_dense", False):
             return PredictionWriter()
-        from sft_lightning.training.callbacks.mask_predictions import MaskWriter
+        from sft_lightning.training.callbacks.vision.mask_predictions import MaskWriter
 
         return MaskWriter()
 

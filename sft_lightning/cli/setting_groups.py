@@ -1,6 +1,7 @@
 """Titles under which `--help` lists the settings of a class that has many of them. In YAML they stay flat.
 
-A subclass lists its own groups before those of its bases; a setting without a group stays under the class itself.
+A subclass lists its own groups before those of its bases, and replaces those of the same title; a setting without a group
+stays under the class itself.
 """
 
 import inspect
@@ -66,7 +67,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "tune", "last_k_blocks", "adapter", "head_only_epochs", "backbone_lr_scale", "layer_decay",
             "norm_stats", "cache_features",
         ),
-        "Loss": ("label_smoothing", "multi_label_loss", "class_weights", "regularizer"),
+        "Loss": ("label_smoothing", "multi_label_loss", "segmentation_loss", "class_weights", "regularizer"),
         "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
     },
     "FrozenFeatureClassifier": {
@@ -94,5 +95,5 @@ def list_setting_groups(cls: type) -> dict[str, tuple[str, ...]]:
     """
     groups: dict[str, tuple[str, ...]] = {}
     for base in inspect.getmro(cls):
-        groups |= GROUPS.get(base.__name__, {})
+        groups = {**groups, **{k: v for k, v in GROUPS.get(base.__name__, {}).items() if k not in groups}}
     return groups

@@ -19,8 +19,8 @@ from sft_lightning.losses.unlabeled import FixMatch, FreeMatch, MeanTeacher
 from sft_lightning.losses.unlabeled.base import Outputs, StrategyContext, StrategyInputs
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.tasks.segmentation import Segmentation
-from sft_lightning.training.callbacks import mask_predictions
-from sft_lightning.training.callbacks.mask_predictions import classify_pixels
+from sft_lightning.training.callbacks.vision import mask_predictions
+from sft_lightning.training.callbacks.vision.mask_predictions import classify_pixels
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import Recorder, moved, trainer
 from tests.scenes import make_scene, write_scenes
