@@ -1,7 +1,7 @@
 """Titles under which `--help` lists the settings of a class that has many of them. In YAML they stay flat.
 
-A subclass lists its own groups before those of its bases, and replaces those of the same title; a setting without a group
-stays under the class itself.
+A subclass lists its own groups before those of its bases, and replaces those of the same title; a setting without a
+group stays under the class itself.
 """
 
 import inspect

@@ -41,7 +41,7 @@ def make_task(
         return MultiLabel(num_classes, label_smoothing, multi_label_loss)
     if target not in ("class", "mask"):
         raise InputError(
-            f"target is {target!r}: give class, class_set where examples have several classes, or mask where each "
+            f"target is {target!r}: give class, or class_set where examples have several classes, or mask where each "
             "pixel has one"
         )
     if target == "mask" and multi_label_loss == "binary_cross_entropy":

@@ -61,7 +61,7 @@ def test_losses_count_no_ignored_pixel() -> None:
     nothing = torch.full_like(y, -1)
     for loss in ("cross_entropy", "dice"):
         leaf = logits.clone().requires_grad_()
-        value = Segmentation(4, loss=loss).loss(leaf, nothing)  # type: ignore[arg-type]
+        value = Segmentation(4, loss=loss).loss(leaf, nothing)
         value.backward()
         assert value.item() == 0
         assert leaf.grad is not None
@@ -108,7 +108,7 @@ def test_steps_equal_a_plain_loop(tmp_path: Path) -> None:
         "resnet8", 3, data.input_spec, target=data.target, tune="head", optimizer=lambda p: torch.optim.SGD(p, 0.1)
     )
     decoder = model.backbone.decoder
-    assert decoder is not None
+    assert isinstance(decoder, torch.nn.Module)
     for p in decoder.parameters():
         p.requires_grad_(False)
     weight, bias = (p.detach().clone().requires_grad_() for p in model.head.parameters())

@@ -15,6 +15,7 @@ from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.label_checks import check_groups
 from sft_lightning.data.listed_files import IgnoredFiles, find_files
 from sft_lightning.data.manifest import ManifestSource
+from sft_lightning.data.placement_checks import Placed
 from sft_lightning.data.source import SPLITS, Examples, relative, split_of_name
 from sft_lightning.data.vision.file_kinds import IMAGES
 from sft_lightning.data.vision.image_source import ImageSource
@@ -169,8 +170,8 @@ class MaskFolder(MaskSource):
         for split in SPLITS:
             chosen = {stem for stem, own in splits.items() if (own if are_splits else "train") == split}
             if chosen:
-                pairs = ({s: p for s, p in files.items() if s in chosen} for files in (images, masks))
-                self._match(split, *pairs, self.path)
+                own_images, own_masks = ({s: p for s, p in files.items() if s in chosen} for files in (images, masks))
+                self._match(split, own_images, own_masks, self.path)
 
     def _match(self, split: str, images: dict[str, list[Path]], masks: dict[str, list[Path]], folder: Path) -> None:
         pairs = self._pairs.setdefault(split, [])
@@ -254,7 +255,7 @@ class MaskTable(ManifestSource, MaskSource):
         counts = Counter(row["group"] for row in self._rows if row["group"])
         return [*check_groups(f"manifest {self.name!r}", counts, places)]
 
-    def _placed(self) -> list:  # type: ignore[type-arg]
+    def _placed(self) -> list[Placed]:
         return [one._replace(label=HAS_MASK if one.label else "") for one in super()._placed()]
 
     @property

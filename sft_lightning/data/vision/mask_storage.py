@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from sft_lightning.data.file_storage import FileStorage
 from sft_lightning.data.storage import Storage
 from sft_lightning.data.vision.images import FileImages, Geometry, decode
 from sft_lightning.data.vision.masks import IGNORED, MaskCoding, cut_mask, find_mask_problem
+from sft_lightning.utils.inputs import Inputs
 
 _THREADS = 8
 
@@ -57,7 +59,7 @@ class MaskedImages(FileImages):
         super().__init__(paths, ids)
         self.masks, self.coding = list(masks), coding
 
-    def read(self, index: int, geometry: Geometry, seed: int | None) -> Tensor | dict[str, Tensor]:
+    def read(self, index: int, geometry: Geometry, seed: int | None) -> Inputs:
         """Decode one image, with its mask if the geometry is a `MaskGeometry`.
 
         Args:
@@ -134,7 +136,7 @@ class MaskedImages(FileImages):
         paths = [mask for i in indices if (mask := self.masks[i]) is not None]
         count = len(self.coding.class_names)
 
-        def of_one(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+        def of_one(path: Path) -> npt.NDArray[np.int64]:
             try:
                 mask = self.coding.read(path)
             except OSError:

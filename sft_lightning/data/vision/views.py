@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from sft_lightning.data.vision.pretrain_views import PretrainView, make_local_vi
 from sft_lightning.data.vision.randaugment import cutout, grayscale, randaugment
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, did_you_mean
 from sft_lightning.utils.transfer import to_device
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _APART = 0x9E3779B9  # distance between the seeds of the views of a batch; 32 bits, all that torch's CPU generator uses
 _PRETRAIN = 4  # number of the first view for pre-training; 0 and 1 are weak views, 2 and 3 make the strong one
@@ -85,7 +88,7 @@ class StrongView:
         return self.operations > 0 or self.cutout > 0
 
 
-View = TypeVar("View", WeakView, StrongView, PretrainView)
+View = TypeVar("View", bound="DataclassInstance")
 
 
 def make_view(kind: type[View], given: View | Mapping[str, Any], name: str) -> View:

@@ -5,7 +5,7 @@ size and added (Kirillov et al. 2019, "Panoptic Feature Pyramid Networks").
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class FeaturePyramid(nn.Module):
         total: Tensor | None = None
         for smooth, blocks, x in zip(self.smooth, self.enlarge, reversed(merged), strict=True):
             x = smooth(x)
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = block(x)
                 if x.shape[-1] < size[1]:
                     x = _resize(x, (min(size[0], 2 * x.shape[-2]), min(size[1], 2 * x.shape[-1])), "bilinear")

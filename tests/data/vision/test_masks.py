@@ -230,6 +230,7 @@ def test_few_masks_are_nested_by_the_seed_and_never_travel_with_unlabeled_images
     split = few.splits["unlabeled"]
     assert (split.labels >= 0).any()  # some have a mask, which is not used
     _, how, _ = few.prepare_reading("unlabeled", split, train=True)
+    assert isinstance(split.part.storage, MaskedImages)
     assert isinstance(split.part.storage.read(split.indices[0], how, None), torch.Tensor)
     with pytest.raises(InputError, match=r"num_labels is 60, but only 12 labeled training examples are left"):
         module(folder, num_labels=60).setup("fit")

@@ -104,7 +104,7 @@ def test_decoder_and_head_are_new_parts() -> None:
 def test_penalties_leave_the_decoder_free_of_its_start() -> None:
     made = model(regularizer=L2SP(1.0, beta=2.0))
     parts = (made.head, made.backbone.decoder)
-    norm = sum(p.square().sum() for part in parts for p in part.parameters())  # type: ignore[union-attr]
+    norm = torch.stack([p.square().sum() for part in parts for p in part.parameters()]).sum()  # type: ignore[union-attr]
     assert made.regularizer is not None
     assert made.regularizer(made).item() == pytest.approx(float(norm), rel=1e-5)
     with pytest.raises(InputError, match=r"BSS takes one vector of features for each image"):
@@ -119,10 +119,11 @@ def test_weights_of_classifiers_and_of_segmentation_are_taken_over(tmp_path: Pat
     started = model(weights=str(tmp_path / "c.ckpt"))
     for name, tensor in classifier.backbone.state_dict().items():
         assert torch.equal(started.backbone.state_dict()[name], tensor)
-    named = {"class_names": ["sky", "road", "car"]}
+    names = ["sky", "road", "car"]
+    named = {"class_names": names}
     torch.save({"state_dict": started.state_dict(), "hyper_parameters": named, "global_step": 1}, tmp_path / "s.ckpt")
     torch.manual_seed(1)
-    again = FineTuneClassifier("resnet8", 3, SHAPE, weights=str(tmp_path / "s.ckpt"), target="mask", **named)
+    again = FineTuneClassifier("resnet8", 3, SHAPE, weights=str(tmp_path / "s.ckpt"), class_names=names, target="mask")
     for name, tensor in started.state_dict().items():
         if "class_weight" not in name:
             assert torch.equal(again.state_dict()[name], tensor), name

@@ -48,7 +48,7 @@ class MaskWriter(PredictionWriter):
                 f"predicted masks need a SegmentationDataModule, and the data is {type(data).__name__}: set data to one"
             )
         self._data = data
-        chosen = _choose_folder(self._path.parent, trainer) if trainer.is_global_zero else None
+        chosen = _choose_folder(self._path.parent, trainer) if trainer.is_global_zero else self._path.parent
         self._masks: Path = trainer.strategy.broadcast(chosen)
         split = data.open_predicted()
         self._storage = split.part.storage
