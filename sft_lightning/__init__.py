@@ -11,11 +11,13 @@ __all__ = [
     "AudioDataModule",
     "AudioView",
     "AutoencoderModule",
+    "ColorView",
     "DecoupledFeatureClassifier",
     "FineTuneClassifier",
     "FrozenFeatureClassifier",
     "ImageDataModule",
     "PretrainView",
+    "SegmentationDataModule",
     "SelfSupervisedModule",
     "SemiSupervisedModule",
     "StrongView",
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from sft_lightning.data.text.views import TextView
     from sft_lightning.data.vision.datamodule import ImageDataModule
     from sft_lightning.data.vision.pretrain_views import PretrainView
+    from sft_lightning.data.vision.segmentation_datamodule import SegmentationDataModule
+    from sft_lightning.data.vision.segmentation_views import ColorView
     from sft_lightning.data.vision.views import StrongView, WeakView
     from sft_lightning.paradigms.autoencoder import AutoencoderModule
     from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
@@ -47,11 +51,13 @@ _HOMES = {
     "AudioDataModule": "sft_lightning.data.audio.datamodule",
     "AudioView": "sft_lightning.data.audio.views",
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
+    "ColorView": "sft_lightning.data.vision.segmentation_views",
     "DecoupledFeatureClassifier": "sft_lightning.paradigms.decoupled",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
     "FrozenFeatureClassifier": "sft_lightning.paradigms.frozen_features",
     "ImageDataModule": "sft_lightning.data.vision.datamodule",
     "PretrainView": "sft_lightning.data.vision.pretrain_views",
+    "SegmentationDataModule": "sft_lightning.data.vision.segmentation_datamodule",
     "SelfSupervisedModule": "sft_lightning.paradigms.self_supervised",
     "SemiSupervisedModule": "sft_lightning.paradigms.semi_supervised",
     "StrongView": "sft_lightning.data.vision.views",

@@ -23,6 +23,7 @@ from sft_lightning import (  # noqa: F401
     FineTuneClassifier,
     FrozenFeatureClassifier,
     ImageDataModule,
+    SegmentationDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
     TextDataModule,
@@ -285,7 +286,7 @@ class SFTCLI(LightningCLI):
         saves = config.get("enable_checkpointing") is not False
         defaults: list[Callback] = [
             RunCheckpoint() if saves else StopWithoutSaving(),
-            PredictionWriter() if self.subcommand == "predict" else TensorBoardFigures(),
+            self._make_writer() if self.subcommand == "predict" else TensorBoardFigures(),
         ]
         if isinstance(self.model, SemiSupervisedModule):
             defaults.append(PseudoLabelHealth())
@@ -294,6 +295,13 @@ class SFTCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             defaults.append(Progress())
         return super()._instantiate_trainer(config, [*callbacks, *defaults])
+
+    def _make_writer(self) -> Callback:
+        if not getattr(getattr(self.model, "task", None), "is_dense", False):
+            return PredictionWriter()
+        from sft_lightning.training.callbacks.vision.mask_predictions import MaskWriter
+
+        return MaskWriter()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)

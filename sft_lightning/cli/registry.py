@@ -17,7 +17,7 @@ from sft_lightning.networks import adapters
 # Classes of ours by the setting that names them.
 OURS = {
     "model": [name for name in sft_lightning.__all__ if name.endswith(("Module", "Classifier")) and "Data" not in name],
-    "data": ["ImageDataModule", "TextDataModule", "AudioDataModule"],
+    "data": ["ImageDataModule", "TextDataModule", "AudioDataModule", "SegmentationDataModule"],
     "objective": pretraining.__all__,
     "strategy": strategies.__all__,
     "feature_loss": feature_losses.__all__,
@@ -118,7 +118,7 @@ def _group_classes() -> dict[str, list[Any]]:
     found = {model: ours.pop("model"), data: ours.pop("data")}
     others = [sft_lightning.TextView, sft_lightning.AudioView]
     found |= {f"{data}.weak_view": [sft_lightning.WeakView, *others]}
-    found |= {f"{data}.strong_view": [sft_lightning.StrongView, *others]}
+    found |= {f"{data}.strong_view": [sft_lightning.StrongView, sft_lightning.ColorView, *others]}
     pretrain_views = "pretrain_view", "pretrain_view_2", "pretrain_view_local"
     found |= {f"{data}.{name}": [sft_lightning.PretrainView] for name in pretrain_views}
     found |= {f"{model}.{name}.init_args": kinds for name, kinds in ours.items()}

@@ -1,6 +1,7 @@
 """Titles under which `--help` lists the settings of a class that has many of them. In YAML they stay flat.
 
-A subclass lists its own groups before those of its bases; a setting without a group stays under the class itself.
+A subclass lists its own groups before those of its bases, and replaces those of the same title; a setting without a
+group stays under the class itself.
 """
 
 import inspect
@@ -51,6 +52,17 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Batches": ("batch_size", "unlabeled_ratio", "balanced_labels", "eval_batch_size", "steps_per_epoch"),
         "Loading": ("num_workers", "cache"),
     },
+    "SegmentationDataModule": {
+        "Source": (
+            "source", "root", "unlabeled_source", "predict_source", "class_names", "class_colors", "ignore_index",
+            "on_bad_image",
+        ),
+        "Labels and splits": ("num_labels", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak"),
+        "Images": ("image_size", "channels", "background", "resize", "value_range"),
+        "Views": ("weak_view", "strong_view", "labeled_view"),
+        "Batches": ("batch_size", "unlabeled_ratio", "eval_batch_size", "steps_per_epoch"),
+        "Loading": ("num_workers",),
+    },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),
         "Start": ("weights", "head_weights", "head_start"),
@@ -58,7 +70,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "tune", "last_k_blocks", "adapter", "head_only_epochs", "backbone_lr_scale", "layer_decay",
             "norm_stats", "cache_features",
         ),
-        "Loss": ("label_smoothing", "multi_label_loss", "class_weights", "regularizer"),
+        "Loss": ("label_smoothing", "multi_label_loss", "segmentation_loss", "class_weights", "regularizer"),
         "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
     },
     "FrozenFeatureClassifier": {
@@ -86,5 +98,5 @@ def list_setting_groups(cls: type) -> dict[str, tuple[str, ...]]:
     """
     groups: dict[str, tuple[str, ...]] = {}
     for base in inspect.getmro(cls):
-        groups |= GROUPS.get(base.__name__, {})
+        groups = {**groups, **{k: v for k, v in GROUPS.get(base.__name__, {}).items() if k not in groups}}
     return groups

@@ -43,6 +43,27 @@ def holds_features(batch: object) -> bool:
     return isinstance(batch, Labeled) and batch.is_features
 
 
+class Cut(NamedTuple):
+    """Rectangles of images that a strong view takes from partners in its batch (CutMix).
+
+    Attributes:
+        order: Positions of the partners, int64, (B,).
+        inside: Pixels that come from the partner, boolean, (B, H, W).
+    """
+
+    order: Tensor
+    inside: Tensor
+
+    def paste(self, maps: Tensor) -> Tensor:
+        """Put the rectangles of the partners in their places.
+
+        Args:
+            maps: Images or what was computed for each of their pixels, (B, C, H, W) or (B, H, W).
+        """
+        inside = self.inside if maps.ndim == 3 else self.inside[:, None]
+        return torch.where(inside, maps[self.order], maps)
+
+
 class Unlabeled(NamedTuple):
     """Examples without labels.
 
@@ -55,6 +76,8 @@ class Unlabeled(NamedTuple):
         strong: Strong view, if the paradigm requests it.
         strong_2: Second strong view with its own randomness, if the paradigm requests it.
         crops: Views for self-supervised pre-training, if the paradigm requests them; local ones last.
+        outside: Pixels of the weak view from outside of the image, boolean, (B, H, W), where pixels are learned.
+        cut: Rectangles that the strong view takes from partners, where pixels are learned; None for none.
     """
 
     weak: Inputs
@@ -64,6 +87,19 @@ class Unlabeled(NamedTuple):
     strong: Inputs | None = None
     strong_2: Inputs | None = None
     crops: tuple[Inputs, ...] = ()
+    outside: Tensor | None = None
+    cut: Cut | None = None
+
+    def align_pixels(self, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Move targets of the pixels of the weak view to where the strong view has these; those outside weigh nothing.
+
+        Args:
+            target: Targets of pixels, (B, H, W) or (B, C, H, W).
+            weight: Weights of pixels, (B, H, W).
+        """
+        if self.outside is not None:
+            weight = weight * ~self.outside
+        return (target, weight) if self.cut is None else (self.cut.paste(target), self.cut.paste(weight))
 
     @property
     def draw(self) -> int:

@@ -30,9 +30,11 @@ class ManifestSource(Source):
 
     Attributes:
         known: Names of columns that are read; with `id` among them, examples have its names in place of their paths.
+        label_column: Name of the column with the labels.
     """
 
     known: ClassVar[tuple[str, ...]] = KNOWN
+    label_column: ClassVar[str] = "label"
 
     def __init__(
         self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = (),
@@ -59,7 +61,9 @@ class ManifestSource(Source):
         self._links: list[str] = []
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
-        rows = TableRows(path, known=self.known, label_columns=label_columns, needs_labels=needs_labels)
+        rows = TableRows(
+            path, ("path", self.label_column), self.known, label_columns=label_columns, needs_labels=needs_labels
+        )
         self._rows = self._deduplicate([self._check_row(line, row) for line, row in rows])
         if not self._rows:
             raise InputError(f"manifest {self.name!r} has no line below its header: list one example per line")
@@ -70,13 +74,14 @@ class ManifestSource(Source):
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
         if not labels and needs_labels:
             raise InputError(
-                f"manifest {self.name!r} has no labels: fill the column 'label' for some lines, or give the folder "
-                "itself to train without labels"
+                f"manifest {self.name!r} has no labels: fill the column {self.label_column!r} for some lines, or "
+                "give the folder itself to train without labels"
             )
         self.class_names, self.column_classes = labels, rows.column_classes
 
     def _check_row(self, line: int, row: dict[str, str]) -> dict[str, str]:
         where = f"manifest {self.name!r}, line {line}"
+        row["label"] = row.pop(self.label_column)
         if not row["path"]:
             raise InputError(f"{where}: the path is blank")
         file, status = self._folders.find(line, row["path"])
@@ -94,7 +99,9 @@ class ManifestSource(Source):
             row["path"] = row["path"].replace("\\", "/")
         row["path"] = Path(row["path"]).as_posix()  # ./a.png is a.png
         if not row["label"] and split in ("val", "test"):
-            raise InputError(f"{where}: split {value!r} needs a label; leave the split blank for unlabeled")
+            raise InputError(
+                f"{where}: split {value!r} needs a {self.label_column}; leave the split blank for unlabeled"
+            )
         inode = "" if status is None else f"{status.st_dev} {status.st_ino}"
         return {**row, "line": str(line), "file": file, "inode": inode}
 

@@ -70,7 +70,9 @@ def read_splits(
     if run is not None or split_file is not None:  # whose labels may be fewer than requested
         request = replace(request, num_labels=None)
     if run is None or len(splits["labeled"]) or len(splits["unlabeled"]):  # otherwise other data is only evaluated
-        check_splits(splits, parts, request, source.class_names)
+        # The names of the labels are those of the classes, but where a label is a set of them or a mask.
+        names = source.label_names if request.label_sets is None else source.class_names
+        check_splits(splits, parts, request, names)
     if bad.num_unreported:
         request.findings.append(Finding("unreadable", bad.summarize(), sorted(bad.reasons)))
     return splits, listed

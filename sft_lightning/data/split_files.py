@@ -127,7 +127,7 @@ def read_contents(examples: Storage, indices: Sequence[int]) -> Iterator[str]:
     for start in range(0, len(indices), _BATCH):
         batch = indices[start : start + _BATCH]
         try:
-            fingerprints = examples.fingerprints(batch)
+            fingerprints = examples.contents(batch)
         except OSError:  # one of them cannot be read
             fingerprints = [_read_content(examples, i) for i in batch]
         yield from (fingerprint.hex()[:_CONTENT_DIGITS] for fingerprint in fingerprints)
@@ -135,7 +135,7 @@ def read_contents(examples: Storage, indices: Sequence[int]) -> Iterator[str]:
 
 def _read_content(examples: Storage, index: int) -> bytes:
     try:
-        return examples.fingerprints([index])[0]
+        return examples.contents([index])[0]
     except OSError:
         return b""
 

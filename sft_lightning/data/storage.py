@@ -35,6 +35,16 @@ class Storage(ABC):
     def fingerprints(self, indices: Iterable[int]) -> list[bytes]:
         """Compute the SHA-256 of the content of each of some examples."""
 
+    def contents(self, indices: Iterable[int]) -> list[bytes]:
+        """Compute the SHA-256 of each of some examples and of what is learned of it, for the record of a run.
+
+        By default that of the examples alone, whose labels the record names.
+
+        Args:
+            indices: Positions of the examples.
+        """
+        return self.fingerprints(indices)
+
     @classmethod
     @abstractmethod
     def joined(cls, pieces: Sequence[tuple["Storage", Sequence[int]]], ids: Sequence[str]) -> Self:

@@ -87,7 +87,7 @@ class TableColumns:
         Args:
             table: Path of the table, for messages.
             names: Names of the columns, in their order.
-            needed: Names of required columns; unknown columns are examined only if `label` is one of them.
+            needed: Names of required columns; unknown columns are examined only if `label` or `mask` is one.
             known: Names of columns that are read.
             classes: Names of columns of 0 and 1 in place of the column `label`.
 
@@ -108,12 +108,14 @@ class TableColumns:
             texts = ": of texts, use TextDataModule; `solve` takes them, too" if "text" in plain else ""
             raise InputError(
                 f"{self._where} lacks the column {' and '.join(map(repr, missing))}; its columns are "
-                f"{', '.join(map(repr, self._names)) or 'none'}, needed are path,label[,split][,group]"
+                f"{', '.join(map(repr, self._names)) or 'none'}, needed are "
+                f"path,{'mask' if 'mask' in needed else 'label'}[,split][,group]"
                 f"{self._suggest_names(missing) or texts}"
             )
         self.class_positions = {name: [*names].index(name) for name in classes}
         used = {*self.positions.values(), *self.class_positions.values()}
-        rest = [i for i in range(len(names)) if i not in used] if "label" in needed or self.class_positions else []
+        is_examined = bool({"label", "mask"} & {*needed} or self.class_positions)
+        rest = [i for i in range(len(names)) if i not in used] if is_examined else []
         self._others = [i for i in rest if self._names[i]]
         self._values: dict[int, set[str]] = {i: set() for i in self._others}
         self._repeats: set[int] = set()
@@ -210,7 +212,7 @@ class TableColumns:
         return kind or ("group" if stem in _PERHAPS_GROUP else None)
 
     def _suggest_names(self, missing: Sequence[str]) -> str:
-        pairs = [(name, kind) for kind in missing for name in self._names if _get_stem(name) in _SYNONYMS[kind]]
+        pairs = [(name, kind) for kind in missing for name in self._names if _get_stem(name) in _SYNONYMS.get(kind, ())]
         return f": rename {' and '.join(f'{name!r} to {kind!r}' for name, kind in pairs)}" if pairs else ""
 
 

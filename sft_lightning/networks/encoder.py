@@ -1,7 +1,7 @@
 """What a network without its head looks like to paradigms, losses and adapters, whatever goes in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -105,6 +105,22 @@ class Encoder(nn.Module, ABC):
         Args:
             x: Inputs as the modality's views give them, (B, ...) each.
         """
+
+    @property
+    def new_parts(self) -> Sequence[nn.Module]:
+        """Parts beside `net` that start anew and learn like a head, such as the decoder of a map of features."""
+        return ()
+
+    def add_decoder(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make the features a map, (B, F, h, w), by a decoder on top of the network, for targets of pixels.
+
+        Args:
+            tensors: Tensors of the weights file, which may hold a decoder.
+
+        Raises:
+            InputError: The encoder has no maps.
+        """
+        raise InputError(f"backbone {self.name!r} gives no maps, from which pixels are classified: choose another one")
 
     def find_perturbation_shape(self, x: Inputs) -> torch.Size:
         """Return the shape of a small change of inputs: by default theirs, (B, ...), if they are measured numbers.

@@ -16,6 +16,13 @@ from sft_lightning.training.figures import ConfusionMatrix, Figure
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
 
+# What examples have, by the target of the data.
+_TARGETS = {
+    "class": "one class each",
+    "class_set": "several classes (label_separator, label_columns)",
+    "mask": "masks",
+}
+
 
 class BackboneClassifier(Paradigm):
     """Base of the classifiers on a backbone.
@@ -76,10 +83,10 @@ class BackboneClassifier(Paradigm):
             InputError: The data has other classes, or the same ones in another order.
         """
         data = few_label_data(self.trainer)
-        if data is not None and (data.target == "class_set") != (self.task.name == "multi_label"):
-            several = "several classes (label_separator)" if data.target == "class_set" else "one class each"
+        if data is not None and data.target != self.task.target:
             raise InputError(
-                f"{type(self).__name__} is for {self.task.name.replace('_', '-')}, and the examples have {several}: "
+                f"{type(self).__name__} is for {self.task.name.replace('_', '-')}, and the examples have "
+                f"{_TARGETS[data.target]}: "
                 f"give FineTuneClassifier or SemiSupervisedModule target {data.target!r}, or other data"
             )
         if data is None or list(names := data.class_names) == self.class_names:
@@ -180,18 +187,23 @@ class BackboneClassifier(Paradigm):
         return features, self.classify(features)
 
     def on_predict_start(self) -> None:
-        """Load or fit the calibration of the checkpoint's run, if it has one."""
-        self.trust = use_calibration(self.trainer, self)
+        """Load or fit the calibration of the checkpoint's run, if it has one; predicted masks have none."""
+        self.trust = Calibration() if self.task.is_dense else use_calibration(self.trainer, self)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Return class probabilities, float32, (B, num_classes), and the distances of `Calibration`."""
+        """Return class probabilities, float32, (B, num_classes), and the distances of `Calibration`.
+
+        Of pixels, return the logits, (B, num_classes, H, W).
+        """
         features, logits = self.evaluated(batch.x)
+        if self.task.is_dense:
+            return {"indices": batch.indices, "logits": logits.float()}
         return {"indices": batch.indices, **self.trust.of(features.float(), logits.float(), self.task)}
 
     def evaluate(self, stage: str) -> dict[str, Tensor]:
         """Return the metrics of the task, such as loss, accuracy, macro-F1 and calibration error."""
         values: dict[str, Tensor] = self._metrics[f"{stage}_metrics"].compute()  # type: ignore[operator]
-        return values
+        return self.task.name_metrics(values, self.class_names)
 
     def figures(self, stage: str) -> dict[str, Figure]:
         """Return the confusion matrix."""

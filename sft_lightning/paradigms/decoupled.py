@@ -90,9 +90,10 @@ class DecoupledFeatureClassifier(FineTuneClassifier):
 
     def _check(self) -> None:
         if self.task.name != "classification":
+            have = "masks" if self.task.is_dense else "several (label_separator)"
             raise InputError(
-                "DecoupledFeatureClassifier learns features from examples of one class each, and these have several "
-                "(label_separator): use FineTuneClassifier"
+                f"DecoupledFeatureClassifier learns features from examples of one class each, and these have {have}: "
+                "use FineTuneClassifier"
             )
         two = self.coupling == "two_stage"
         if two and self.feature_epochs < 1:

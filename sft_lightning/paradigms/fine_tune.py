@@ -29,6 +29,7 @@ from sft_lightning.runs.record import RunRecord
 from sft_lightning.tasks.class_weights import order_weights
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.tasks.multi_label import MultiLabelLoss
+from sft_lightning.tasks.segmentation import SegmentationLoss
 from sft_lightning.training.nonfinite import OnNonfinite
 from sft_lightning.training.optimizers import Group
 from sft_lightning.utils.errors import InputError, check_min
@@ -68,6 +69,7 @@ class FineTuneClassifier(BackboneClassifier):
         label_smoothing: float = 0.0,
         target: str = "class",
         multi_label_loss: MultiLabelLoss = "binary_cross_entropy",
+        segmentation_loss: SegmentationLoss = "cross_entropy",
         class_weights: Literal["balanced"] | list[float] | dict[str, float] | None = None,
         compile: bool | str = False,
         regularizer: Regularizer | None = None,
@@ -105,12 +107,15 @@ class FineTuneClassifier(BackboneClassifier):
             cache_features: Whether to compute the features once and keep them in `lightning_logs/features` where the
                 backbone never learns and views are fixed.
             label_smoothing: Share of the target spread over all classes.
-            target: What the data gives networks to learn: `class`, or `class_set` where examples have several classes;
-                the command line takes it from the data.
+            target: What the data gives networks to learn: `class`, `class_set` where examples have several classes, or
+                `mask` where each pixel has one, for which a decoder is put on the backbone; the command line takes it
+                from the data.
             multi_label_loss: Loss of examples with several classes: `binary_cross_entropy`, or `asymmetric` (Ridnik et
                 al. 2021), under which classes that an example obviously lacks count for less.
-            class_weights: Weight of each example in the loss by its class, by name or in the order of the classes;
-                `balanced` for the inverse of the class's number of labels.
+            segmentation_loss: Loss of pixels: `cross_entropy`, `dice` (Milletari et al. 2016), which small regions
+                weigh in as much as large ones, or their sum, `cross_entropy_and_dice`.
+            class_weights: Weight of each example (or pixel) in the loss by its class, by name or in the order of the
+                classes; `balanced` for the inverse of the class's number of labels.
             compile: Compile the backbone: true, or a mode of `torch.compile`.
             regularizer: lambda R(theta): `L2`, `L2SP`, `DELTA`, `BSS` or a class of your own.
             optimizer: Function that makes an optimizer from parameter groups; needed for training only.
@@ -124,7 +129,7 @@ class FineTuneClassifier(BackboneClassifier):
             InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
         """
         super().__init__(
-            make_task(target, num_classes, label_smoothing, multi_label_loss),
+            make_task(target, num_classes, label_smoothing, multi_label_loss, segmentation_loss),
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             regularizer=regularizer,
@@ -146,6 +151,11 @@ class FineTuneClassifier(BackboneClassifier):
         spec = resolve_input_spec(input_spec, image_shape, (3, 224, 224))
         self.hparams["input_spec"] = spec.to_dict()
         self.backbone, tensors = build_encoder(backbone, spec, weights, mean, std)
+        if self.task.is_dense:
+            if head_start != "random":
+                raise InputError(f"head_start is {head_start!r}, which fits one label for each image, and these have "
+                                 "masks: leave it at random")  # fmt: skip
+            self.backbone.add_decoder(tensors)
         self.head = self.task.build_head(self.backbone.num_features)
         if class_names and len(class_names) != num_classes:
             raise InputError(f"class_names has {len(class_names)} names for {num_classes} classes: give one each")
@@ -206,7 +216,7 @@ class FineTuneClassifier(BackboneClassifier):
         self._check_norm_stats()
         data = few_label_data(self.trainer)
         learns = self.depth.learns or has_finetuning(self._trainer)
-        stays = not learns and self.batch_parts == ("labeled",)
+        stays = not learns and self.batch_parts == ("labeled",) and not self.task.is_dense
         if self.cache_features and stays and data is not None and data.fixed_views:
             use_cache(self.trainer, data, self.backbone)
         if self._balanced:
@@ -295,8 +305,9 @@ class FineTuneClassifier(BackboneClassifier):
         return epoch >= self.head_only_epochs
 
     def groups(self) -> list[Group]:
-        """Return the group of the head, then those of the backbone from the last block to the first."""
-        groups = [Group("head", list(self.head.parameters()), 1.0), *self.depth.groups()]
+        """Return the group of the head and a decoder, then those of the backbone from the last block to the first."""
+        new = [p for part in (self.head, *self.backbone.new_parts) for p in part.parameters()]
+        groups = [Group("head", new, 1.0), *self.depth.groups()]
         return self.depth.leave(groups, self._lr_scheduler is not None) if has_finetuning(self._trainer) else groups
 
     # --- steps

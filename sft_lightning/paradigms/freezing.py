@@ -81,6 +81,7 @@ class TuningDepth:
                 )
             adapter.apply(backbone)
         learning = {id(p) for p in self._learning()}
+        learning |= {id(p) for part in backbone.new_parts for p in part.parameters()}  # as a head does
         self._held = [p for p in backbone.parameters() if id(p) not in learning]  # frozen by the settings
         for p in self._held:
             p.requires_grad_(False)

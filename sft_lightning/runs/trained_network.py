@@ -62,7 +62,7 @@ def load_trained_network(path: Path) -> TrainedNetwork:
         path: Path of the checkpoint.
 
     Raises:
-        InputError: The checkpoint does not hold a paradigm of this package.
+        InputError: The checkpoint does not hold a paradigm of this package, or one that classifies pixels.
     """
     tensors, content = read_weights(path)
     settings = check_model_settings(content, path)
@@ -74,6 +74,11 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     if name is None or spec is None or not needed <= settings.keys() or not (is_complete or _is_bare(name, spec)):
         raise InputError(
             f"checkpoint {str(path)!r} does not hold a paradigm of this package: give one that `fit` wrote"
+        )
+    if settings.get("target") == "mask":
+        raise InputError(
+            f"checkpoint {str(path)!r} classifies pixels, which only fit, validate, test and predict take: give the "
+            "run of a classifier"
         )
     use_files_of(path, spec)
     tensors = select_evaluated_weights(tensors)

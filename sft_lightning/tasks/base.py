@@ -35,8 +35,10 @@ class Task(ABC):
         uncertainty_note: Meaning of `uncertainty`, after "Uncertainty is".
         num_classes: Number of classes C.
         label_smoothing: Share of the target that is spread over other classes.
+        is_dense: Whether each pixel has a target, so that features are maps, (B, F, h, w).
     """
 
+    is_dense: ClassVar[bool] = False
     name: ClassVar[str]
     target: ClassVar[str]
     monitor: ClassVar[tuple[str, str]]
@@ -52,7 +54,7 @@ class Task(ABC):
 
     @abstractmethod
     def build_head(self, num_features: int) -> nn.Linear:
-        """Build the layer from features to outputs.
+        """Build the layer from features to outputs, with a `weight` of shape (C, F).
 
         Args:
             num_features: Number of features F.
@@ -71,6 +73,15 @@ class Task(ABC):
     @abstractmethod
     def build_metrics(self) -> nn.Module:
         """Build the metrics of one stage, a `StageMetrics`."""
+
+    def name_metrics(self, values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
+        """Return metrics under the names of the log; those of single classes get the names of these.
+
+        Args:
+            values: Metrics from `build_metrics`.
+            class_names: Names of the classes.
+        """
+        return values
 
     @abstractmethod
     def probabilities(self, outputs: Tensor) -> Tensor:

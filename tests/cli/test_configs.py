@@ -18,6 +18,7 @@ from sft_lightning.networks.weights import read_weights
 from tests.conftest import CONFIGS
 from tests.data.audio.recordings import write_folder as write_recordings
 from tests.paradigms.helpers import teacher
+from tests.scenes import write_scenes
 from tests.tasks.helpers import write_texts as write_topics
 
 SHARED = CONFIGS / "semi_supervised" / "shared.yaml"
@@ -26,10 +27,11 @@ PRETRAINING = sorted((CONFIGS / "pretraining").glob("*.yaml"))
 TEXTS = sorted((CONFIGS / "text").glob("*.yaml"))
 RECORDINGS = sorted((CONFIGS / "audio").glob("*.yaml"))
 MULTI_LABEL = sorted((CONFIGS / "multi_label").glob("*.yaml"))
+SEGMENTATION = sorted((CONFIGS / "segmentation").glob("*.yaml"))
 SHIPPED = sorted(
     [
         *(CONFIGS / "reference").glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml"), *STRATEGIES, *PRETRAINING,
-        *TEXTS, *RECORDINGS, *MULTI_LABEL,
+        *TEXTS, *RECORDINGS, *MULTI_LABEL, *SEGMENTATION,
     ]
 )  # fmt: skip
 DATA = sorted((CONFIGS / "data").glob("*semi_supervised.yaml"))
@@ -48,6 +50,10 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
     if config in MULTI_LABEL:
         write_topics(folder / "topics.csv", 120)
         return [f"--data.init_args.source={folder / 'topics.csv'}"]
+    if config in SEGMENTATION:
+        source = write_scenes(folder / "scenes", 30, 20, size=64)
+        small = ["--data.init_args.image_size=64", "--data.init_args.batch_size=2", "--data.init_args.val_size=4"]
+        return [f"--data.init_args.source={source}", "--model.init_args.weights=none", *small]
     given = ["--data.init_args.root", str(root), "--data.init_args.num_workers", "0"]
     if "source: CIFAR10" in text:
         given = ["--data.init_args.source", str(folder), "--data.init_args.image_size", "32", *given[2:]]
@@ -74,6 +80,7 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
 ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "decoupled", "self_supervised")]
 ONE_OF_EACH.append(CONFIGS / "semi_supervised" / "freematch.yaml")
 LONG = {*STRATEGIES} - {CONFIGS / "semi_supervised" / f"{name}.yaml" for name in ("fixmatch", "freematch")}
+LONG |= {*SEGMENTATION} - {CONFIGS / "segmentation" / "fixmatch.yaml"}
 LONG |= {*PRETRAINING, *(set(RECORDINGS) - {CONFIGS / "audio" / "audio_softmatch.yaml"})}
 LONG |= {*(CONFIGS / "reference").glob("*resnet50*.yaml"), *(CONFIGS / "reference").glob("*fashion_mnist.yaml")}
 SHORT = ["--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=2", "--trainer.log_every_n_steps=1"]

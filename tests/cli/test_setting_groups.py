@@ -9,6 +9,7 @@ from sft_lightning import (
     FineTuneClassifier,
     FrozenFeatureClassifier,
     ImageDataModule,
+    SegmentationDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
     TextDataModule,
@@ -17,7 +18,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.cli.registry import LINKED, list_parameters
 from sft_lightning.cli.setting_groups import GROUPS, list_setting_groups
 
-DATA = (ImageDataModule, TextDataModule, AudioDataModule)
+DATA = (ImageDataModule, TextDataModule, AudioDataModule, SegmentationDataModule)
 CLASSES = (*DATA, FineTuneClassifier, FrozenFeatureClassifier, SelfSupervisedModule, SemiSupervisedModule)
 
 

@@ -10,13 +10,14 @@ from torch.nn import functional as F
 from sft_lightning.utils.transfer import to_device
 
 
-def resample(x: Tensor, source: Tensor) -> Tensor:
-    """Resample images bilinearly at affine source positions; pixels from outside the image are black.
+def resample(x: Tensor, source: Tensor, mode: str = "bilinear") -> Tensor:
+    """Resample images at affine source positions; pixels from outside the image are black.
 
     Args:
         x: Images, float of shape (B, C, H, W).
         source: Maps of shape (B, 2, 3) from an output pixel to a pixel of the image, in pixels from the center, x
             before y.
+        mode: Interpolation: `bilinear` or `nearest`.
 
     Returns:
         Images of the shape of `x`.
@@ -25,16 +26,23 @@ def resample(x: Tensor, source: Tensor) -> Tensor:
     # The grid's unit is half a side.
     unit = torch.tensor([[1.0, height / width, 2 / width], [width / height, 1.0, 2 / height]])
     grid = F.affine_grid(to_device(source * unit, x.device), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(x, grid, mode=mode, padding_mode="zeros", align_corners=False)
 
 
-def random_affine(
-    x: Tensor, rotation: float, translation: float, scale: Sequence[float], shear: float, generator: torch.Generator
+def draw_affine(
+    count: int,
+    sides: Sequence[int],
+    rotation: float,
+    translation: float,
+    scale: Sequence[float],
+    shear: float,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Rotate, shift, scale and shear each image by independent amounts, uniform in the ranges.
+    """Draw maps that rotate, shift, scale and shear each image by independent amounts, uniform in the ranges.
 
     Args:
-        x: Images, float of shape (B, C, H, W).
+        count: Number of images B.
+        sides: Height and width of the images.
         rotation: Maximum angle in degrees, in either direction.
         translation: Maximum shift as a fraction of the side, in either direction.
         scale: Smallest and largest factor.
@@ -42,14 +50,14 @@ def random_affine(
         generator: Random generator on the CPU.
 
     Returns:
-        Images of the shape of `x`.
+        Inverse maps of shape (B, 2, 3), for `resample`.
     """
-    height, width = x.shape[-2:]
-    amount = torch.rand(5, len(x), generator=generator)
+    height, width = sides
+    amount = torch.rand(5, count, generator=generator)
     angle, slope = (math.radians(most) * (2 * share - 1) for most, share in ((rotation, amount[0]), (shear, amount[1])))
     shift_x, shift_y = (2 * amount[2:4] - 1) * translation * torch.tensor([[width], [height]])
     factor = scale[0] + amount[4] * (scale[1] - scale[0])
-    return resample(x, invert_affine(angle, slope.tan(), shift_x, shift_y, factor))
+    return invert_affine(angle, slope.tan(), shift_x, shift_y, factor)
 
 
 def invert_affine(angle: Tensor, slope: Tensor, shift_x: Tensor, shift_y: Tensor, factor: Tensor) -> Tensor:
@@ -86,7 +94,20 @@ def random_resized_crop(
     Returns:
         Images of the shape of `x`, or (B, C, side, side).
     """
-    count = len(x)
+    return crop(x, draw_crops(len(x), scale, generator), side)
+
+
+def draw_crops(count: int, scale: Sequence[float], generator: torch.Generator) -> Tensor:
+    """Draw random rectangles, one for each image.
+
+    Args:
+        count: Number of images B.
+        scale: Smallest and largest share of the area that is kept.
+        generator: Random generator on the CPU.
+
+    Returns:
+        Maps of shape (B, 2, 3) from the result to the image, in units of half a side.
+    """
     area = torch.empty(count).uniform_(scale[0], scale[1], generator=generator)
     # 3/4 to 4/3, as far as it fits: a crop of the whole area is the image itself.
     ratio = (torch.empty(count).uniform_(-1, 1, generator=generator) * (-area.log()).clamp(max=0.2876820724)).exp()
@@ -95,6 +116,21 @@ def random_resized_crop(
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = width, shift_x * (1 - width)
     theta[:, 1, 1], theta[:, 1, 2] = height, shift_y * (1 - height)
+    return theta
+
+
+def crop(x: Tensor, theta: Tensor, side: int | None = None, mode: str = "bilinear") -> Tensor:
+    """Stretch a rectangle of each image to full size.
+
+    Args:
+        x: Images, float of shape (B, C, H, W).
+        theta: Maps of shape (B, 2, 3), from `draw_crops`.
+        side: Side of the results in pixels; None for the size of the images.
+        mode: Interpolation: `bilinear` or `nearest`.
+
+    Returns:
+        Images of the shape of `x`, or (B, C, side, side).
+    """
     size = [*x.shape[:2], *(x.shape[2:] if side is None else (side, side))]
     grid = F.affine_grid(to_device(theta, x.device), size, align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -129,14 +129,10 @@ def cut_out(
         box: Left, top, right and bottom in pixels of the image, possibly fractional.
         background: Color of the area beyond the image.
     """
-    left, top, right, bottom = box
-    inner = max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height)
     plain = Image.new("RGB", (1, 1), tuple(background)).convert(image.mode)
+    inner, columns, rows = place_box(image.size, size, box)
     if inner[0] >= inner[2] or inner[1] >= inner[3]:
         image, inner = plain, (0, 0, 1, 1)
-    # A border of less than a hundredth of a pixel of the result is a rounding error.
-    columns = _place(inner[0] - left, inner[2] - left, right - left, size)
-    rows = _place(inner[1] - top, inner[3] - top, bottom - top, size)
     width, height = columns[1] - columns[0], rows[1] - rows[0]
     made = image.resize((width, height), Image.Resampling.BILINEAR, box=inner)
     if (width, height) != (size, size):
@@ -145,6 +141,36 @@ def cut_out(
         made = whole
     pixels = np.array(made)
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+class Placement(NamedTuple):
+    """Which part of an original is where in a square image.
+
+    Attributes:
+        inner: Left, top, right and bottom of the part, in pixels of the original.
+        columns: First and last + 1 column of the square image that the part covers.
+        rows: First and last + 1 row of the square image that the part covers.
+    """
+
+    inner: tuple[float, float, float, float]
+    columns: tuple[int, int]
+    rows: tuple[int, int]
+
+
+def place_box(sides: tuple[int, int], size: int, box: tuple[float, float, float, float]) -> Placement:
+    """Find out where a box of an original, which may extend beyond it, lies in a square image.
+
+    Args:
+        sides: Width and height of the original in pixels.
+        size: Side of the square image in pixels.
+        box: Left, top, right and bottom in pixels of the original, possibly fractional.
+    """
+    left, top, right, bottom = box
+    inner = max(left, 0), max(top, 0), min(right, sides[0]), min(bottom, sides[1])
+    within = inner if inner[0] < inner[2] and inner[1] < inner[3] else (0, 0, 1, 1)
+    # A border of less than a hundredth of a pixel of the result is a rounding error.
+    columns = _place(within[0] - left, within[2] - left, right - left, size)
+    return Placement(inner, columns, _place(within[1] - top, within[3] - top, bottom - top, size))
 
 
 def _place(first: float, last: float, length: float, size: int) -> tuple[int, int]:

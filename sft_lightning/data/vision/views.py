@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.data.modality import Views
-from sft_lightning.data.vision.affine import random_affine, random_resized_crop
+from sft_lightning.data.vision.affine import crop, draw_affine, draw_crops, resample
 from sft_lightning.data.vision.pretrain_views import PretrainView, make_local_view, make_pretrain_view
 from sft_lightning.data.vision.randaugment import cutout, grayscale, randaugment
 from sft_lightning.utils.errors import InputError, check_fraction, check_min, did_you_mean
 from sft_lightning.utils.transfer import to_device
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _APART = 0x9E3779B9  # distance between the seeds of the views of a batch; 32 bits, all that torch's CPU generator uses
 _PRETRAIN = 4  # number of the first view for pre-training; 0 and 1 are weak views, 2 and 3 make the strong one
@@ -85,7 +88,7 @@ class StrongView:
         return self.operations > 0 or self.cutout > 0
 
 
-View = TypeVar("View", WeakView, StrongView, PretrainView)
+View = TypeVar("View", bound="DataclassInstance")
 
 
 def make_view(kind: type[View], given: View | Mapping[str, Any], name: str) -> View:
@@ -158,6 +161,67 @@ def to_float(images: Tensor, channels: int, size: int | None) -> Tensor:
     return x
 
 
+class Moves(NamedTuple):
+    """Random movements of the pixels of a batch, which its images and their masks follow alike.
+
+    Attributes:
+        crop: Map of each crop, (B, 2, 3), as `draw_crops` gives it; None for none.
+        corner: Rows and columns of the upper left corners in padded images, int64, (2, B); None for none.
+        flipped: Which images are mirrored left to right, boolean, (B,); None for none.
+        source: Affine map of each image, (B, 2, 3), as `draw_affine` gives it; None for none.
+        pad: Width of the padding in pixels.
+    """
+
+    crop: Tensor | None
+    corner: Tensor | None
+    flipped: Tensor | None
+    source: Tensor | None
+    pad: int
+
+    def apply(self, x: Tensor, mode: str = "bilinear") -> Tensor:
+        """Move the pixels of a batch; zeros come in at the borders.
+
+        Args:
+            x: Images or masks, float of shape (B, C, H, W).
+            mode: Interpolation: `bilinear`, or `nearest` for masks.
+        """
+        count, _, height, width = x.shape
+        if self.crop is not None:
+            x = crop(x, self.crop, mode=mode)
+        if self.corner is not None:
+            pad = self.pad
+            top, left = to_device(self.corner, x.device)
+            rows = top[:, None] + torch.arange(height, device=x.device)
+            columns = left[:, None] + torch.arange(width, device=x.device)
+            padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+            each = torch.arange(count, device=x.device)[:, None, None]
+            x = padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        if self.flipped is not None:
+            x = torch.where(to_device(self.flipped, x.device).view(-1, 1, 1, 1), x.flip(-1), x)
+        return x if self.source is None else resample(x, self.source, mode)
+
+
+def draw_moves(view: WeakView, count: int, sides: Sequence[int], seed: int, number: int = 0) -> Moves:
+    """Draw the movements of a weak view.
+
+    Args:
+        view: Movements to draw.
+        count: Number of images B.
+        sides: Height and width of the images.
+        seed: Seed of this batch.
+        number: Number of this view in the batch; each has its own random stream.
+    """
+    # Drawn on the CPU, so that every device gets the same numbers, of which there are few.
+    generator = make_generator(seed, number)
+    cut = None if view.crop_scale is None else draw_crops(count, view.crop_scale, generator)
+    pad = view.crop_padding
+    corner = torch.randint(0, 2 * pad + 1, (2, count), generator=generator) if pad else None
+    flipped = torch.rand(count, generator=generator) < 0.5 if view.flip else None
+    ranges = view.rotation, view.translation, view.scale or (1, 1), view.shear
+    source = draw_affine(count, sides, *ranges, generator) if view.is_affine else None
+    return Moves(cut, corner, flipped, source, pad)
+
+
 def weak(x: Tensor, view: WeakView, seed: int | None, number: int = 0) -> Tensor:
     """Apply the random changes of a weak view.
 
@@ -169,26 +233,7 @@ def weak(x: Tensor, view: WeakView, seed: int | None, number: int = 0) -> Tensor
     """
     if seed is None or not view:
         return x
-    # Drawn on the CPU, so that every device gets the same numbers, of which there are few.
-    generator = _generator(seed, number)
-    count, _, height, width = x.shape
-    if view.crop_scale is not None:
-        x = random_resized_crop(x, view.crop_scale, generator)
-    if view.crop_padding:
-        pad = view.crop_padding
-        corner = torch.randint(0, 2 * pad + 1, (2, count), generator=generator)
-        top, left = to_device(corner, x.device)
-        rows = top[:, None] + torch.arange(height, device=x.device)
-        columns = left[:, None] + torch.arange(width, device=x.device)
-        padded = F.pad(x, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-        each = torch.arange(count, device=x.device)[:, None, None]
-        x = padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if view.flip:
-        flipped = torch.rand(count, generator=generator) < 0.5
-        x = torch.where(to_device(flipped, x.device).view(-1, 1, 1, 1), x.flip(-1), x)
-    if view.is_affine:
-        x = random_affine(x, view.rotation, view.translation, view.scale or (1, 1), view.shear, generator)
-    return x
+    return draw_moves(view, len(x), x.shape[-2:], seed, number).apply(x)
 
 
 def strong(x: Tensor, weak_view: WeakView, view: StrongView, seed: int) -> Tensor:
@@ -201,7 +246,7 @@ def strong(x: Tensor, weak_view: WeakView, view: StrongView, seed: int) -> Tenso
         seed: Seed of this batch.
     """
     x = weak(x, weak_view, seed, 2)
-    generator = _generator(seed, 3)
+    generator = make_generator(seed, 3)
     if view.operations:
         x = randaugment(x, view.operations, generator)
     return cutout(x, view.cutout, generator) if view.cutout else x
@@ -248,11 +293,11 @@ class ImageViews(Views):
     def pretrain(self, x: Tensor, seed: int, number: int) -> Tensor:
         """Apply the first, second, ... view for self-supervised pre-training."""
         view = self._pretrain[number % len(self._pretrain)]
-        return make_pretrain_view(x, view, _generator(seed, _PRETRAIN + number))
+        return make_pretrain_view(x, view, make_generator(seed, _PRETRAIN + number))
 
     def pretrain_local(self, x: Tensor, seed: int, number: int) -> Tensor:
         """Apply the local view for self-supervised pre-training."""
-        return make_pretrain_view(x, self._local, _generator(seed, _PRETRAIN + number))
+        return make_pretrain_view(x, self._local, make_generator(seed, _PRETRAIN + number))
 
     @property
     def has_strong(self) -> bool:
@@ -264,5 +309,11 @@ class ImageViews(Views):
         return x.clamp(0, 1)
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
+def make_generator(seed: int, number: int) -> torch.Generator:
+    """Make the random generator of one view of a batch, on the CPU.
+
+    Args:
+        seed: Seed of the batch.
+        number: Number of the view; each has its own random stream.
+    """
     return torch.Generator().manual_seed((seed + number * _APART) % 2**32)

@@ -109,7 +109,7 @@ class StartRegularizer(Regularizer):
         Args:
             network: Module with all trained parameters.
         """
-        inside = {id(p) for p in self._backbone[0].parameters()}
+        inside = {id(p) for p in list_started(self._backbone[0])}
         rest = half_squared_norm_of_trained(p for p in network.parameters() if id(p) not in inside)
         return super().forward(network) + self.beta * rest
 
@@ -179,6 +179,16 @@ class ActivationRegularizer(Regularizer):
             x: Inputs of the backbone, (B, ...).
             outputs: Outputs of each selected module, (B, ...).
         """
+
+
+def list_started(backbone: Encoder) -> list[Parameter]:
+    """List the parameters of a backbone that have a start to stay near, all but those of new parts such as a decoder.
+
+    Args:
+        backbone: Network or its initial copy.
+    """
+    new = {id(p) for part in backbone.new_parts for p in part.parameters()}
+    return [p for p in backbone.parameters() if id(p) not in new]
 
 
 @contextmanager

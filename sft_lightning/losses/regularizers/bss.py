@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from sft_lightning.losses.regularizers.base import ActivationRegularizer
 from sft_lightning.networks.encoder import Encoder
-from sft_lightning.utils.errors import check_min
+from sft_lightning.utils.errors import InputError, check_min
 
 
 class BSS(ActivationRegularizer):
@@ -27,6 +27,20 @@ class BSS(ActivationRegularizer):
         super().__init__(weight)
         check_min(1, k=k)
         self.k = k
+
+    def build(self, backbone: Encoder) -> None:
+        """Refuse a backbone whose features are maps.
+
+        Args:
+            backbone: Network from inputs to features.
+
+        Raises:
+            InputError: The features are maps.
+        """
+        super().build(backbone)
+        if backbone.new_parts:
+            raise InputError("regularizer BSS takes one vector of features for each image, and segmentation has maps: "
+                             "set L2, L2SP or DELTA")  # fmt: skip
 
     def select_modules(self, backbone: Encoder) -> list[nn.Module]:
         """Return the backbone itself, whose output is the features.

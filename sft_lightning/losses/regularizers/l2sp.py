@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sft_lightning.losses.regularizers.base import StartRegularizer, half_squared_norm
+from sft_lightning.losses.regularizers.base import StartRegularizer, half_squared_norm, list_started
 
 
 class L2SP(StartRegularizer):
@@ -29,7 +29,7 @@ class L2SP(StartRegularizer):
         Args:
             network: Module with all trained parameters.
         """
-        pairs = zip(self._backbone[0].parameters(), self.source.parameters(), strict=True)
+        pairs = zip(list_started(self._backbone[0]), list_started(self.source), strict=True)
         trained = [(p, initial) for p, initial in pairs if p.requires_grad]
         if not trained:
             return next(network.parameters()).new_zeros(())

@@ -22,6 +22,11 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
 from sft_lightning.utils.renamed import refuse_renamed, warn_renamed
 
+_REFUSED = {  # why most strategies do not support a task
+    "multi_label": "examples of one class each, and these have several (label_separator): set ClassAwarePseudoLabels "
+    "or MeanTeacher",
+    "segmentation": "one label of each example, and these have masks: set FixMatch or MeanTeacher",
+}
 _LONG_PASSED = 2**40  # updates after which t / (t + 1) is 1 in float32
 
 
@@ -165,11 +170,8 @@ class Strategy(nn.Module, ABC):
                 f"strategy {name} computes with the numbers of inputs, and those of a {backbone.input_spec.noun} "
                 "are entries of a list: choose another strategy, such as SoftMatch"
             )
-        if task == "multi_label" and task not in self.tasks:
-            raise InputError(
-                f"strategy {name} learns from examples of one class each, and these have several (label_separator): "
-                "set ClassAwarePseudoLabels or MeanTeacher"
-            )
+        if task in _REFUSED and task not in self.tasks:
+            raise InputError(f"strategy {name} learns from {_REFUSED[task]}")
         if task not in self.tasks:
             why = ", and each example has one class" if self.tasks == ("multi_label",) else f", and the task is {task}"
             raise InputError(f"strategy {name} supports {', '.join(self.tasks)}{why}: choose another strategy")
@@ -247,7 +249,7 @@ class Consistency(Strategy):
             step: Batch, network and outputs of the step.
 
         Returns:
-            Targets, (B,) classes or (B, C) probabilities, and weights, (B,) in [0, 1].
+            Targets, (B,) classes or (B, C) probabilities, and weights, (B,) in [0, 1]; of pixels, (B, H, W) each.
         """
 
     def log_metrics(self) -> Mapping[str, Tensor]:
@@ -259,8 +261,11 @@ class Consistency(Strategy):
         with torch.no_grad():
             weak = self.weak_outputs(step)
             target, weight = self.targets(at_least_float32(weak.logits), step._replace(weak=weak))
+            if weight.ndim == 3:
+                target, weight = step.unlabeled.align_pixels(target, weight)
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
-        return StrategyOutput(loss, target if target.ndim == 1 else target.argmax(1), weight, logs=self.log_metrics())
+        classes = target.argmax(1) if target.is_floating_point() else target
+        return StrategyOutput(loss, classes, weight, logs=self.log_metrics())
 
     def weak_outputs(self, step: StrategyInputs) -> Outputs:
         """Return features and logits of the weak view."""
@@ -286,12 +291,12 @@ def at_least_float32(logits: Tensor) -> Tensor:
 
 
 def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Compute the cross-entropy with a weight for each example, divided by the size of the whole batch.
+    """Compute the cross-entropy with a weight for each example or pixel, divided by the size of the whole batch.
 
     Args:
-        logits: Logits, (B, C).
-        target: Classes, (B,), or probabilities, (B, C).
-        weight: Weights, (B,).
+        logits: Logits, (B, C) or (B, C, H, W).
+        target: Classes, (B,) or (B, H, W), or probabilities of the shape of the logits.
+        weight: Weights, (B,) or (B, H, W).
     """
     return (F.cross_entropy(logits, target, reduction="none") * weight).mean()
 

@@ -1,6 +1,6 @@
 """DebiasMatch: Wang et al. 2022, "Debiased Learning from Naturally Imbalanced Pseudo-Labels"."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class DebiasMatch(FixMatch):
     Reference setting: tau .95, lambda .5, momentum .999.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     prediction_mean: Tensor
 
     def __init__(

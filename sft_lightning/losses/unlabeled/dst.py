@@ -1,6 +1,6 @@
 """DST: Chen et al. 2022, "Debiased Self-Training for Semi-Supervised Learning"."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class DST(FixMatch):
     """
 
     needs_labels = True
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     steps: Tensor
 

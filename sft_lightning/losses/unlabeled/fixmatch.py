@@ -1,6 +1,6 @@
 """FixMatch: Sohn et al. 2020, "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence"."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -11,9 +11,15 @@ from sft_lightning.utils.errors import check_fraction
 class FixMatch(Consistency):
     """Cross-entropy of the strong view with the class of a confident weak view (eq. 4).
 
+    For segmentation, each pixel has a pseudo-label of its own; the strong view changes colors alone, and may be cut and
+    mixed together with the pseudo-labels (French et al. 2020, "Semi-supervised semantic segmentation needs strong,
+    varied perturbations"; Yang et al. 2023, UniMatch, show that this is a strong baseline).
+
     Reference setting (CIFAR-10, WRN-28-2): tau .95, lambda_u 1, 64 labeled and 448 unlabeled examples in a batch, SGD
     with rate .03 and momentum .9, average of the weights with decay .999.
     """
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "segmentation")
 
     def __init__(self, threshold: float = 0.95, **consistency: Any) -> None:
         """Check and store the settings.

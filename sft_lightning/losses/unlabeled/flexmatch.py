@@ -1,6 +1,7 @@
 """FlexMatch: Zhang et al. 2021, "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling"."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class FlexMatch(FixMatch):
     Reference setting: tau .95; all else as in FixMatch.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     predicted: Tensor
     thresholds: Tensor
 

@@ -1,7 +1,7 @@
 """Backbones by name: built-in, torchvision or timm networks with random, published or own weights."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from sft_lightning.networks.vision.normalization import Stats
 from sft_lightning.networks.vision.pixels import Pixels
 from sft_lightning.networks.vision.pooling import find_pool, replace_pool, split_pool
 from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization, interpolate_positions
+from sft_lightning.networks.vision.pyramid import STRIDE, FeaturePyramid, collect_maps, find_levels, remove_unused
 from sft_lightning.networks.vision.resnet8 import ResNet8
 from sft_lightning.networks.vision.wide_resnet import WideResNet
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
@@ -45,6 +46,7 @@ class Backbone(Encoder):
         image_shape: Shape of the inputs, (C, H, W).
         num_features: Number of output features.
         net: The network itself.
+        decoder: Decoder that makes the features a map, or None.
     """
 
     modality: ClassVar[str] = "image"
@@ -78,6 +80,7 @@ class Backbone(Encoder):
         self.image_shape = tuple(image_shape)
         self.input_spec = InputSpec("image", self.image_shape)
         self._channels = image_shape[0] if self.architecture in BUILT_IN else 3
+        self.decoder: FeaturePyramid | None = None
         self.register_buffer("mean", self._stats(mean))
         self.register_buffer("std", self._stats(std))
         self._plain = self._is_plain()
@@ -122,8 +125,42 @@ class Backbone(Encoder):
         x = x.to(self.mean.dtype)  # the whole network may be in half or double precision
         if not self._plain:
             x = (x - self.mean) / self.std
+        if self.decoder is not None:
+            mapped: Tensor = self.decoder(collect_maps(self.net, self.decoder.levels, x), x.shape[-2:])
+            return mapped
         features: Tensor = self.net(x)
         return features
+
+    @property
+    def new_parts(self) -> Sequence[nn.Module]:
+        """The decoder, if there is one."""
+        return () if self.decoder is None else (self.decoder,)
+
+    def add_decoder(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make the features a map, (B, F, H / 4, W / 4), by a feature pyramid; that of the weights if it fits.
+
+        Args:
+            tensors: Tensors of the weights file.
+
+        Raises:
+            InputError: The network gives no maps, or the images have sides that 4 does not divide.
+        """
+        sides = self.image_shape[1:]
+        if any(side % STRIDE for side in sides):
+            raise InputError(f"images of {sides[0]} x {sides[1]} pixels have no map of every {STRIDE}th pixel: set "
+                             f"image_size to a multiple of {STRIDE}")  # fmt: skip
+        shape = self._channels, *sides
+        levels = find_levels(self.net, self.name, shape)
+        unused = remove_unused(self.net, levels, torch.zeros(1, *shape, dtype=self.mean.dtype, device=self.device))
+        self.decoder = FeaturePyramid(levels)
+        self.num_features = self.decoder.num_features
+        own = self.decoder.state_dict()
+        found = {name: tensor for name in own if (tensor := tensors.get(f"backbone.decoder.{name}")) is not None}
+        if {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in own.items()}:
+            self.decoder.load_state_dict(found)
+            _log.info("The decoder of the weights was taken over, too.")
+        if unused:
+            _log.info("Without %s of the backbone, on which no map depends.", ", ".join(unused))
 
     def build_decoder(self) -> nn.Module:
         """Build the mirrored MLP for `mlp`, and otherwise a CNN for images of any size."""

@@ -86,22 +86,7 @@ class PredictionWriter(BasePredictionWriter):
         if not isinstance(prediction, dict) or self._file is None:
             return
         indices: list[int] = prediction["indices"].tolist()
-        columns: dict[str, list[Any]] = {"path": getattr(batch, "names", None) or indices}
-        probabilities = prediction.get("probabilities")
-        if probabilities is not None:
-            names: list[str] = pl_module.class_names  # type: ignore[assignment]
-            if (chosen := prediction.get("predicted")) is None:
-                columns["predicted"] = [names[i] for i in probabilities.argmax(1).tolist()]
-            else:  # examples that have several classes
-                data = few_label_data(trainer)
-                separator = getattr(data, "label_separator", None) or ";"
-                rows = ([name for name, is_in in zip(names, row, strict=True) if is_in] for row in chosen.tolist())
-                columns["predicted"] = [separator.join(row) or separator for row in rows]
-            for name, column in zip(names, probabilities.T.tolist(), strict=True):
-                columns[f"p({name})"] = [f"{p:.6f}" for p in column]
-        for name, value in prediction.items():
-            if name not in ("indices", "probabilities", "predicted"):
-                columns[name] = _format_cells(value)
+        columns = self.make_columns(trainer, pl_module, prediction, getattr(batch, "names", None) or indices)
         self._counts[0] += len(indices)
         self._counts[1] += columns.get("unlike_training", []).count("yes")
         try:
@@ -111,6 +96,35 @@ class PredictionWriter(BasePredictionWriter):
             self._writer.writerows(protect_row(row) for row in zip(*columns.values(), strict=True))
         except OSError as error:
             raise _write_error(self._path, error) from error
+
+    def make_columns(
+        self, trainer: Trainer, pl_module: LightningModule, prediction: dict[str, Any], names: Sequence[Any]
+    ) -> dict[str, list[Any]]:
+        """Return the columns of a batch.
+
+        Args:
+            trainer: Trainer that predicts.
+            pl_module: Module that made the prediction.
+            prediction: What its `predict_step` returned.
+            names: Names of the examples, or their positions.
+        """
+        columns: dict[str, list[Any]] = {"path": [*names]}
+        probabilities = prediction.get("probabilities")
+        if probabilities is not None:
+            classes: list[str] = pl_module.class_names  # type: ignore[assignment]
+            if (chosen := prediction.get("predicted")) is None:
+                columns["predicted"] = [classes[i] for i in probabilities.argmax(1).tolist()]
+            else:  # examples that have several classes
+                data = few_label_data(trainer)
+                separator = getattr(data, "label_separator", None) or ";"
+                rows = ([name for name, is_in in zip(classes, row, strict=True) if is_in] for row in chosen.tolist())
+                columns["predicted"] = [separator.join(row) or separator for row in rows]
+            for name, column in zip(classes, probabilities.T.tolist(), strict=True):
+                columns[f"p({name})"] = [f"{p:.6f}" for p in column]
+        for name, value in prediction.items():
+            if name not in ("indices", "probabilities", "predicted"):
+                columns[name] = _format_cells(value)
+        return columns
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the files of all processes, each of which has every world_size-th example."""
@@ -135,7 +149,7 @@ class PredictionWriter(BasePredictionWriter):
                 "predict again, or with --trainer.devices 1"
             )
         if trainer.is_global_zero:
-            _join(self._path, trainer.world_size, _describe_predictions(trainer))
+            _join(self._path, trainer.world_size, describe_predictions(trainer))
             count, marked = (sum(counts) for counts in zip(*((a, b) for a, b, *_ in summaries), strict=True))
             note = (
                 f", {marked:,} ({marked / count:.1%}) unlike the training data"
@@ -168,7 +182,7 @@ def _write_error(path: Path, error: OSError) -> InputError:
     return InputError(f"{str(path)!r} cannot be written ({error.strerror}): free space or fix the permissions")
 
 
-def _describe_predictions(trainer: Trainer) -> dict[str, str | None]:
+def describe_predictions(trainer: Trainer) -> dict[str, str | None]:
     """Return source and checkpoint of the predictions."""
     data = few_label_data(trainer)
     path = Path(trainer.ckpt_path) if trainer.ckpt_path else None

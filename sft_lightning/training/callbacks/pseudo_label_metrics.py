@@ -106,15 +106,19 @@ class PseudoLabelHealth(Callback):
 
     def _count(self, pseudo_labels: Any, num_classes: int) -> None:
         """Count by class on the device: predicted, accepted, accepted with a hidden label, and correct among those."""
-        classes = pseudo_labels.classes
+        classes, weight = pseudo_labels.classes, pseudo_labels.weight
+        is_dense = classes.ndim > 1  # a pseudo-label for each pixel, whose true class is not known here
+        classes, weight = classes.flatten(), None if weight is None else weight.flatten()
         if self._counts is None:
             self._counts = torch.zeros(4, num_classes, device=classes.device)
-        weight = torch.ones_like(classes) if pseudo_labels.weight is None else pseudo_labels.weight
+        weight = torch.ones_like(classes) if weight is None else weight
         weight = weight.to(self._counts.dtype)
         # Indices of examples and hidden labels are on the CPU.
         indices = pseudo_labels.indices
-        labels = torch.full_like(indices, -1) if self._hidden is None else self._hidden[indices]
-        labels = to_device(labels, classes.device)
+        if self._hidden is None or is_dense:
+            labels = torch.full_like(classes, -1)
+        else:
+            labels = to_device(self._hidden[indices], classes.device)
         verifiable = weight * (labels >= 0)
         amounts = torch.stack([torch.ones_like(weight), weight, verifiable, verifiable * (labels == classes)])
         self._counts.index_add_(1, classes, amounts)

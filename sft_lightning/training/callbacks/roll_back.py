@@ -98,6 +98,7 @@ class RollBack(Callback):
             and (pl_module.has_trained_head or pl_module.warmup_steps > 0)
             and trainer.global_step <= pl_module.warmup_steps  # else a resumed run, whose start is past
             and data is not None
+            and data.target != "mask"  # right or wrong as a whole is too coarse for masks
             and len(data.splits.get("val", ())) > 0
             and bool(trainer.limit_val_batches)
             and not self._is_judged

@@ -1,0 +1,283 @@
+"""Sources of images with masks: folders `images` and `masks`, and tables with the columns path,mask[,split][,group]."""
+
+import os
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sft_lightning.data.bad_examples import show_path
+from sft_lightning.data.issues import Finding, report_fault
+from sft_lightning.data.label_checks import check_groups
+from sft_lightning.data.listed_files import IgnoredFiles, find_files
+from sft_lightning.data.manifest import ManifestSource
+from sft_lightning.data.placement_checks import Placed
+from sft_lightning.data.source import SPLITS, Examples, relative, split_of_name
+from sft_lightning.data.vision.file_kinds import IMAGES
+from sft_lightning.data.vision.image_source import ImageSource
+from sft_lightning.data.vision.images import FileImages
+from sft_lightning.data.vision.mask_classes import make_coding
+from sft_lightning.data.vision.mask_storage import MaskedImages
+from sft_lightning.data.vision.masks import MaskCoding
+from sft_lightning.utils.errors import InputError
+
+HAS_MASK = "mask"  # name of the only label: an example has a mask, label 0, or none, label -1
+_EXPECTED = "images/a.jpg with masks/a.png, or train/images/a.jpg with train/masks/a.png"
+
+
+class MaskSource(ImageSource):
+    """Source of images, some with masks.
+
+    Labels say whether an image has a mask: 0, or -1. `class_names` are those of the pixels.
+
+    Attributes:
+        coding: Meaning of the values of the masks.
+    """
+
+    coding: MaskCoding
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Name of the only label."""
+        return (HAS_MASK,)
+
+    @property
+    @abstractmethod
+    def masks(self) -> Sequence[Path]:
+        """Paths of all masks."""
+
+    def use_classes(
+        self,
+        folder: Path,
+        class_names: Sequence[str] | None,
+        class_colors: Mapping[str, Sequence[int]] | None,
+        ignore_index: int,
+    ) -> None:
+        """Find out what the values of the masks mean, with the arguments of `make_coding`."""
+        self.coding = make_coding(folder, self.masks, class_names, class_colors, ignore_index)
+        self.class_names = self.coding.class_names
+
+
+def open_mask_source(
+    name: str,
+    root: str = "data",
+    skip: bool = False,
+    class_names: Sequence[str] | None = None,
+    class_colors: Mapping[str, Sequence[int]] | None = None,
+    ignore_index: int = 255,
+) -> MaskSource:
+    """Open a source of images with masks.
+
+    Args:
+        name: Folder with `images` and `masks`, or a `.csv` or `.parquet` table.
+        root: Second folder that the files of a table may be in.
+        skip: Whether files that a table lists may be missing.
+        class_names: Names of the classes in the order of their numbers; None for those of the data.
+        class_colors: Color of each class in the masks; None where they hold numbers.
+        ignore_index: Value of pixels that are not counted.
+
+    Raises:
+        InputError: The source does not exist, or holds no usable image.
+    """
+    path, settings = Path(name), (class_names, class_colors, ignore_index)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        return MaskTable(path, root, skip, *settings)
+    if path.is_dir():
+        return MaskFolder(path, *settings)
+    raise InputError(
+        f"source {name!r} is neither a folder nor a .csv or .parquet table that exists: give a folder with {_EXPECTED}"
+    )
+
+
+class MaskFolder(MaskSource):
+    """Folder with `images` and `masks` of the same names, or folders train, val, test and unlabeled of such.
+
+    Splits may also lie inside, as in `images/train` with `masks/train`. An image without a mask is unlabeled.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        class_names: Sequence[str] | None = None,
+        class_colors: Mapping[str, Sequence[int]] | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        """List images and masks, and match them by their names.
+
+        Args:
+            path: Path of the folder.
+            class_names: Names of the classes in the order of their numbers; None for those of the data.
+            class_colors: Color of each class in the masks; None where they hold numbers.
+            ignore_index: Value of pixels that are not counted.
+
+        Raises:
+            InputError: There is no image, a mask has no image or two, or an evaluated image has no mask.
+        """
+        self.path, self.name = path, str(path)
+        self._ignored = IgnoredFiles(IMAGES)
+        self._pairs: dict[str, list[tuple[Path, Path | None]]] = {}
+        for split, folder in self._find_splits().items():
+            self._add(split, self._list(folder / "images" if (folder / "images").is_dir() else folder), folder)
+        if (path / "images").is_dir():
+            self._add_inner(self._list(path / "images"))
+        for split in ("val", "test"):
+            for image, mask in self._pairs.get(split, []):
+                if mask is None:
+                    raise InputError(
+                        f"image '{show_path(image)}' of the split {split} has no mask: add it, or move the image to "
+                        f"{str(path / 'unlabeled')!r}"
+                    )
+        if not any(self._pairs.values()):
+            raise InputError(f"folder {self.name!r} holds no image with a mask: expected {_EXPECTED}")
+        self.messages = self._ignored.describe(self.name)
+        self.use_classes(path, class_names, class_colors, ignore_index)
+
+    def _find_splits(self) -> dict[str, Path]:
+        """Return the folders of splits: those with a folder `images`, and one of unlabeled images."""
+        found: dict[str, Path] = {}
+        for child in sorted(self.path.iterdir()):
+            split = split_of_name(child.name) if child.is_dir() else None
+            if split is None or not (split == "unlabeled" or (child / "images").is_dir()):
+                continue
+            if split in found:
+                raise InputError(
+                    f"folders {found[split].name!r} and {child.name!r} in {self.name!r} both mean the split {split}: "
+                    "join them, or rename or remove one"
+                )
+            found[split] = child
+        return found
+
+    def _list(self, folder: Path) -> dict[str, list[Path]]:
+        """Return the image files of a folder by their names without extension."""
+        files: dict[str, list[Path]] = {}
+        for name, path in find_files(str(folder), IMAGES, ignored=self._ignored):
+            files.setdefault(os.path.splitext(name)[0], []).append(Path(path))
+        return files
+
+    def _add(self, split: str, images: dict[str, list[Path]], folder: Path) -> None:
+        masks = self._list(folder / "masks") if (folder / "masks").is_dir() else {}
+        self._match(split, images, masks, folder)
+
+    def _add_inner(self, images: dict[str, list[Path]]) -> None:
+        """Add the images of the folder itself, in the splits that the folders inside `images` mean."""
+        masks = self._list(self.path / "masks") if (self.path / "masks").is_dir() else {}
+        splits = {stem: split_of_name(stem.split("/")[0]) if "/" in stem else None for stem in {**images, **masks}}
+        are_splits = all(splits.values())
+        for split in SPLITS:
+            chosen = {stem for stem, own in splits.items() if (own if are_splits else "train") == split}
+            if chosen:
+                own_images, own_masks = ({s: p for s, p in files.items() if s in chosen} for files in (images, masks))
+                self._match(split, own_images, own_masks, self.path)
+
+    def _match(self, split: str, images: dict[str, list[Path]], masks: dict[str, list[Path]], folder: Path) -> None:
+        pairs = self._pairs.setdefault(split, [])
+        for stem, paths in masks.items():
+            if stem not in images:
+                raise InputError(
+                    f"mask '{show_path(paths[0])}' has no image of its name in {str(folder / 'images')!r}: add the "
+                    "image, or remove the mask"
+                )
+            if len(paths) > 1 or len(images[stem]) > 1:
+                several = paths if len(paths) > 1 else images[stem]
+                raise InputError(
+                    f"'{show_path(several[0])}' and '{show_path(several[1])}' have one name, so that images and masks "
+                    "cannot be matched: rename or remove one"
+                )
+        for stem, paths in images.items():
+            mask = masks[stem][0] if stem in masks and split != "unlabeled" else None
+            pairs += [(path, mask) for path in paths]
+
+    @property
+    def masks(self) -> list[Path]:
+        """Paths of all masks."""
+        return [mask for pairs in self._pairs.values() for _, mask in pairs if mask is not None]
+
+    def load(self) -> dict[str, Examples]:
+        """Return the examples of each split; no image is read."""
+        parts = {}
+        for split in SPLITS:
+            if pairs := self._pairs.get(split):
+                paths, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
+                ids = [relative(path, self.path) for path in paths]
+                parts[split] = Examples(MaskedImages(paths, ids, masks, self.coding), ids, _labels(masks))
+        return parts
+
+
+class MaskTable(ManifestSource, MaskSource):
+    """Table with the columns path,mask[,split][,group]; a blank mask means unlabeled."""
+
+    known: ClassVar[tuple[str, ...]] = ("path", "mask", "split", "group")
+    label_column: ClassVar[str] = "mask"
+
+    def __init__(
+        self,
+        path: Path,
+        root: str = "data",
+        skip: bool = False,
+        class_names: Sequence[str] | None = None,
+        class_colors: Mapping[str, Sequence[int]] | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        """Read the table and check every line.
+
+        Args:
+            path: Path of a `.csv` (UTF-8) or `.parquet` file (extra `parquet`).
+            root: Second folder that the files may be in.
+            skip: Whether to keep lines whose image is missing, which are left out when the examples are read.
+            class_names: Names of the classes in the order of their numbers; None for those of the data.
+            class_colors: Color of each class in the masks; None where they hold numbers.
+            ignore_index: Value of pixels that are not counted.
+
+        Raises:
+            InputError: A path leads out of both folders, a file is missing, or two lines contradict each other; the
+                message names the line.
+        """
+        super().__init__(path, root, skip, needs_labels=False)
+        self.use_classes(path.parent, class_names, class_colors, ignore_index)
+
+    def _check_row(self, line: int, row: dict[str, str]) -> dict[str, str]:
+        row = super()._check_row(line, row)
+        if row["label"]:
+            file, status = self._folders.find(line, row["label"])
+            if status is None:
+                what, sentence = self._folders.explain(line, row["label"])
+                report_fault("lines without a mask", row["split"], row["path"], f"{what}, line {line}", sentence)
+            row["mask_file"] = file
+        return row
+
+    def _check_names(self, listed_classes: Sequence[str]) -> list[Finding]:
+        """Check for groups that look alike; labels are files."""
+        places = {row["group"]: f"line {row['line']}" for row in reversed(self._rows)}
+        counts = Counter(row["group"] for row in self._rows if row["group"])
+        return [*check_groups(f"manifest {self.name!r}", counts, places)]
+
+    def _placed(self) -> list[Placed]:
+        return [one._replace(label=HAS_MASK if one.label else "") for one in super()._placed()]
+
+    @property
+    def masks(self) -> list[Path]:
+        """Paths of all masks."""
+        return [Path(row["mask_file"]) for row in self._rows if row["label"]]
+
+    def open_files(self, paths: Sequence[Path], ids: Sequence[str]) -> FileImages:
+        """Return the images of one split, without masks."""
+        return FileImages(paths, ids)
+
+    def load(self) -> dict[str, Examples]:
+        """Return the examples of each split; no image is read."""
+        file_of = {row["path"]: Path(row["mask_file"]) for row in self._rows if row["label"]}
+        parts = {}
+        for split, part in super().load().items():
+            assert isinstance(part.storage, FileImages)
+            masks = [file_of.get(name) if split != "unlabeled" else None for name in part.ids]
+            stored = MaskedImages(part.storage.paths, part.storage.ids, masks, self.coding)
+            parts[split] = Examples(stored, part.ids, _labels(masks), part.groups)
+        return parts
+
+
+def _labels(masks: Sequence[Path | None]) -> Tensor:
+    return torch.tensor([-1 if mask is None else 0 for mask in masks], dtype=torch.long)

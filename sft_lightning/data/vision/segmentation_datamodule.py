@@ -1,0 +1,287 @@
+"""`SegmentationDataModule`: images of which few have masks, in batches of the parts that a paradigm requests."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sft_lightning.data.batches import BatchViews, Labeled, Unlabeled
+from sft_lightning.data.loaders import RawBatch, TrainLoader
+from sft_lightning.data.prepare_splits import readable
+from sft_lightning.data.run_splits import TestOn
+from sft_lightning.data.source import Examples, take_unlabeled
+from sft_lightning.data.splits import LeakPolicy, Split
+from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.data.vision.images import FileImages, Geometry
+from sft_lightning.data.vision.mask_classes import check_colors
+from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource, open_mask_source
+from sft_lightning.data.vision.mask_storage import MaskedImages, MaskGeometry
+from sft_lightning.data.vision.masks import Color, make_palette
+from sft_lightning.data.vision.prediction_files import open_prediction_source
+from sft_lightning.data.vision.segmentation_views import ColorView, SegmentationViews
+from sft_lightning.data.vision.sources import open_unlabeled
+from sft_lightning.data.vision.views import WeakView, make_view
+from sft_lightning.utils.errors import InputError, check_min
+
+_UNCHANGED, _COLORS = WeakView(), ColorView()
+
+
+class SegmentationDataModule(ImageDataModule):
+    """Images of which some have masks, in batches whose targets are classes of pixels, (B, H, W); -1 is not counted."""
+
+    def __init__(
+        self,
+        source: str,
+        root: str = "data",
+        num_labels: int | None = None,
+        unlabeled_source: str | None = None,
+        seed: int = 0,
+        val_size: int | float = 0.1,
+        test_size: int | float = 0.2,
+        split_file: str | None = None,
+        test_on: TestOn = "split",
+        on_leak: LeakPolicy = "drop",
+        on_bad_image: Literal["raise", "skip"] = "raise",
+        class_names: list[str] | None = None,
+        class_colors: dict[str, list[int]] | None = None,
+        ignore_index: int = 255,
+        image_size: int = 256,
+        channels: Literal[1, 3] = 3,
+        background: tuple[int, int, int] = (255, 255, 255),
+        resize: Literal["pad", "squash"] = "pad",
+        value_range: tuple[float, float] | None = None,
+        weak_view: WeakView = _UNCHANGED,
+        strong_view: ColorView = _COLORS,
+        labeled_view: Literal["weak", "strong", "both"] = "weak",
+        batch_size: int = 8,
+        unlabeled_ratio: int = 1,
+        eval_batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        num_workers: int | None = None,
+        predict_source: str | None = None,
+    ) -> None:
+        """Open the source; `setup` reads the masks once, to check them.
+
+        Args:
+            source: Folder with `images` and `masks` of the same names, or with folders train, val, test and unlabeled
+                of such; or a `.csv` / `.parquet` table with the columns path,mask[,split][,group]. An image without a
+                mask is unlabeled.
+            root: Second folder that the files of a table may be in.
+            num_labels: Number of masks to train on; 0 for none, null for all.
+            unlabeled_source: Another source whose training images are the unlabeled ones, instead of the rest.
+            seed: Seed of the splits and of the order and views of training batches.
+            val_size: Share (below 1) or number of images with masks held out if the source has no validation split.
+            test_size: Share or number of images with masks held out if the source has no test split.
+            split_file: A `split.csv` of an earlier run to reuse instead of making new splits.
+            test_on: Data that `test` and `validate` of a run use: `split` for the held-out images, or `all` for all
+                images with masks of a source that the run was not trained on.
+            on_leak: `drop` to remove a held-out image from training if it is there, too, or `raise` to stop the run.
+            on_bad_image: `raise` to stop at an unreadable image or mask, or one of another size or with an unknown
+                value, or `skip` to leave its image out, count and list it.
+            class_names: Names of the classes in the order of their numbers; null for those of `class_colors`, or of
+                `classes.txt` (one a line) or `classes.csv` (name[,r,g,b]) beside the data, or else for numbers.
+            class_colors: Color of each class in masks that hold colors, as in {road: [128, 64, 128]}; the name
+                `ignore` stands for a color that is not counted.
+            ignore_index: Value of pixels that neither loss nor metrics count, in masks that hold numbers.
+            image_size: Side of the square images in pixels, a multiple of 4.
+            channels: 1 for gray, 3 for color.
+            background: Color under transparent pixels and beside padded images, 0 to 255.
+            resize: Method that makes images square: `pad` adds background to the shorter side, which is not counted,
+                and `squash` changes the ratio of the sides. Masks follow by the nearest pixel.
+            value_range: Values of black and white in images of more than 8 bits, as in [0, 4095]; null to find them as
+                `ImageDataModule` does.
+            weak_view: Random movements of training images, which masks follow; what comes in at the borders is not
+                counted.
+            strong_view: Changes of colors that a strong view adds to the same movements, and CutMix.
+            labeled_view: View of labeled training images; `both` doubles the size of their batches.
+            batch_size: Training images per batch and process; those with masks where both kinds come together.
+            unlabeled_ratio: Unlabeled images per labeled one if a paradigm trains on both.
+            eval_batch_size: Images per batch in validation, test and prediction; null for `batch_size`.
+            steps_per_epoch: Batches per epoch; null for one pass over the unlabeled images if the paradigm uses them,
+                else over the labeled ones.
+            num_workers: Number of processes that decode files; null for one per available core, at most 8.
+            predict_source: Folder, table or file of images that `predict` reads; null for the test split.
+
+        Raises:
+            InputError: A setting has an invalid value.
+        """
+        check_min(4, image_size=image_size)
+        if image_size % 4:
+            raise InputError(
+                f"image_size is {image_size}: give a multiple of 4, the stride of a network's map of pixels"
+            )
+        if resize not in ("pad", "squash"):
+            raise InputError(f"resize is {resize!r}: give pad or squash, under which all of an image is seen")
+        if not 0 <= ignore_index < 2**16:
+            raise InputError(f"ignore_index is {ignore_index}: give a value of masks from 0 to 65535")
+        self.class_colors, self.ignore_index = class_colors, ignore_index  # `open_source` needs them
+        if class_colors is not None:
+            check_colors(class_colors)
+        self.color_view = make_view(ColorView, strong_view, "strong_view")
+        super().__init__(
+            source,
+            root,
+            num_labels=num_labels,
+            unlabeled_source=unlabeled_source,
+            seed=seed,
+            val_size=val_size,
+            test_size=test_size,
+            split_file=split_file,
+            test_on=test_on,
+            on_leak=on_leak,
+            on_bad_image=on_bad_image,
+            image_size=image_size,
+            channels=channels,
+            background=background,
+            resize=resize,
+            value_range=value_range,
+            weak_view=weak_view,
+            labeled_view=labeled_view,
+            batch_size=batch_size,
+            unlabeled_ratio=unlabeled_ratio,
+            eval_batch_size=eval_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            num_workers=num_workers,
+            predict_source=predict_source,
+            class_names=class_names,
+        )
+        self.views = SegmentationViews(self.image_shape, self.weak_view, self.color_view)
+
+    # --- sources
+
+    @property
+    def source_key(self) -> str:
+        """Text of all settings that decide what the source holds, and what its masks mean."""
+        return repr((super().source_key, self.class_colors, self.ignore_index))
+
+    def open_source(self, name: str) -> MaskSource:
+        """Open the source of images with masks."""
+        skip = self.bad.policy == "skip"
+        return open_mask_source(name, self.root, skip, self._class_names, self.class_colors, self.ignore_index)
+
+    def open_unlabeled(self, name: str) -> Examples:
+        """Open another source and return its training images: one with masks, or any other of images."""
+        path = Path(name)
+        if (path / "images").is_dir() or any((child / "images").is_dir() for child in path.glob("*/")):
+            return take_unlabeled(self.open_source(name))
+        return open_unlabeled(name, self.root, skip=self.bad.policy == "skip")
+
+    @property
+    def target(self) -> str:
+        """What networks learn of an example: its mask."""
+        return "mask"
+
+    def require_one_class(self, what: str) -> None:
+        """Refuse what takes one class for each example.
+
+        Args:
+            what: Command or class that cannot take masks, as the subject of a sentence.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"{what} takes examples of one class each, and SegmentationDataModule gives masks: use FineTuneClassifier "
+            "or SemiSupervisedModule with fit, validate, test and predict"
+        )
+
+    def make_targets(self, labels: Tensor) -> Tensor:
+        """Return the labels, which say whether there is a mask; the masks themselves come with the images."""
+        return labels
+
+    def name_targets(self, targets: Tensor) -> list[str]:
+        """Return `mask` for each target with a counted pixel, and an empty text for others."""
+        return [HAS_MASK if bool((target >= 0).any()) else "" for target in targets]
+
+    def labeled_counts(self) -> Tensor:
+        """Return the number of pixels of each class in the training masks, int64 of shape (num_classes,)."""
+        split = self.splits["labeled"]
+        if not isinstance(split.part.storage, MaskedImages):
+            return torch.zeros(self.num_classes, dtype=torch.int64)
+        return split.part.storage.count_pixels(split.indices)
+
+    @property
+    def palette(self) -> list[Color]:
+        """Color of each class: that of its masks where they hold colors."""
+        colors = {} if self.class_colors is None else check_colors(self.class_colors)
+        names = self.class_names
+        return make_palette(len(names), {names.index(name): rgb for name, rgb in colors.items() if name in names})
+
+    # --- how files are read
+
+    @property
+    def read_settings(self) -> Geometry:
+        """Size, channels and scale of images, which are read with their masks."""
+        return MaskGeometry.of(self.geometry)
+
+    def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, Geometry, int]:
+        """Return the split, how it is read, and the number of workers; masks of unlabeled images are not read."""
+        split, geometry, workers = super().prepare_reading(name, split, train)
+        return split, geometry if name in ("unlabeled", "predict") else MaskGeometry.of(geometry), workers
+
+    # --- views
+
+    def views_of(self, name: str) -> SegmentationViews:
+        """Return the views of a training split, without the crop if a worker has cropped."""
+        view = self.weak_view
+        if view.crop_scale is not None and self._crops_once(name):
+            view = replace(view, crop_scale=None)
+        return SegmentationViews(self.image_shape, view, self.color_view)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the views on the device, and give masks as targets."""
+        if isinstance(batch, RawBatch):
+            return _with_masks(BatchViews(self.views).labeled(batch))
+        made: dict[str, Labeled | Unlabeled] = {}
+        if "labeled" in batch:
+            views = BatchViews(self.views_of("labeled"), self.labeled_views)
+            made["labeled"] = _with_masks(views.labeled(batch["labeled"]))
+        if "unlabeled" in batch:
+            made["unlabeled"] = self.views_of("unlabeled").make_unlabeled(batch["unlabeled"], self._request.views)
+        return made
+
+    def train_dataloader(self) -> TrainLoader:
+        """Return the parts that the paradigm requests, side by side.
+
+        Raises:
+            InputError: A part has no image, strong views change nothing, or views for pre-training are requested.
+        """
+        if {"pretrain", "pretrain_local"} & {*self._request.views}:
+            raise InputError(
+                "SegmentationDataModule gives no views for pre-training: give the images to ImageDataModule, and start "
+                "segmentation from that run by model.weights"
+            )
+        if {"strong", "strong_2"} & {*self._request.views, *self.labeled_views} and not self.color_view:
+            raise InputError(
+                "strong_view changes nothing, but strong views are to be learned from: set jitter, gray, blur or cutmix"
+            )
+        return super().train_dataloader()
+
+    # --- prediction
+
+    def read_predicted(self, name: str) -> Split:
+        """Return the images of a folder, table or file, or of the test split of a source.
+
+        Raises:
+            InputError: The data does not exist or is empty.
+        """
+        path = Path(name)
+        if (path / "images").is_dir():
+            path = path / "images"
+        opened = open_prediction_source(str(path), self.root, self.bad.policy == "raise")
+        if not isinstance(opened, Examples):
+            ids, paths = zip(*opened, strict=True)
+            storage = FileImages([Path(one) for one in paths], ids)
+            opened = Examples(storage, list(ids), torch.full((len(ids),), -1))
+        part = readable(opened, self.bad)
+        return Split(part, range(len(part)))
+
+
+def _with_masks(batch: Labeled) -> Labeled:
+    """Return a batch with the masks of its images as targets."""
+    if not isinstance(batch.x, Mapping):
+        return batch
+    return batch._replace(x=batch.x["image"], y=batch.x["mask"])

@@ -1,0 +1,96 @@
+"""Metrics of segmentation, from the counts of true and predicted classes of all pixels."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, SumMetric
+
+from sft_lightning.tasks.classification_metrics import restart
+
+IOU = "iou_"  # beginning of the names of metrics by class
+
+
+class PixelCounts(Metric):
+    """Numbers of pixels by true and predicted class, int64, (C, C): rows are true classes."""
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        """Create the empty state.
+
+        Args:
+            num_classes: Number of classes C.
+        """
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_state("counts", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            predicted: Predicted classes, int64, (B, H, W).
+            target: True classes, int64, (B, H, W); -1 is not counted.
+        """
+        # A cell beside the table takes the pixels that are not counted: selecting the others waits for the device.
+        cells = torch.where(target >= 0, target * self.num_classes + predicted, self.num_classes**2).flatten()
+        added = torch.zeros(self.num_classes**2 + 1, dtype=torch.int64, device=cells.device)
+        added.scatter_add_(0, cells, torch.ones_like(cells))
+        self.counts += added[:-1].view_as(self.counts)
+
+    def compute(self) -> Tensor:
+        """Return the counts."""
+        return self.counts
+
+
+class SegmentationMetrics(nn.Module):
+    """Loss, mean intersection over union, mean Dice, accuracy of pixels, and intersection over union by class.
+
+    All are of the pixels of a stage together, not averages over images. Means are over the classes that a pixel has or
+    is predicted to have; other classes have no value.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        """Create the metrics.
+
+        Args:
+            num_classes: Number of classes C.
+        """
+        super().__init__()
+        self.pixels = PixelCounts(num_classes)
+        self.loss_sum, self.loss_count = SumMetric(), SumMetric()
+        self.confusion: Tensor | None = None
+        self.counted: Tensor | None = None
+
+    def update(self, outputs: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            outputs: Logits, (B, C, H, W).
+            target: Classes, int64, (B, H, W); -1 is not counted.
+        """
+        outputs = outputs.float()
+        self.pixels.update(outputs.argmax(1), target)
+        self.loss_sum.update(F.cross_entropy(outputs, target, reduction="sum", ignore_index=-1))
+        self.loss_count.update((target >= 0).sum())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the scalars over all batches and processes, store `confusion`, and reset."""
+        counts = self.pixels.compute()
+        loss = self.loss_sum.compute() / self.loss_count.compute().clamp_min(1)
+        restart(self.pixels, self.loss_sum, self.loss_count)
+        self.confusion = counts.cpu()
+        table = self.confusion.double()
+        right, true, predicted = table.diag(), table.sum(1), table.sum(0)
+        union = true + predicted - right
+        there = union > 0
+        iou, dice = (right / union)[there], (2 * right / (true + predicted))[there]
+        values = {
+            "loss": loss,
+            "mean_iou": iou.mean(),
+            "mean_dice": dice.mean(),
+            "pixel_accuracy": right.sum() / table.sum(),
+        }
+        values |= {f"{IOU}{k}": right[k] / union[k] for k in there.nonzero()[:, 0].tolist()}
+        return {name: value.to(torch.float32) for name, value in values.items()}

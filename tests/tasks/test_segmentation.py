@@ -1,0 +1,314 @@
+"""Segmentation: losses, metrics, training, strategies, prediction at the size of the image, resuming and refusals."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from sft_lightning import ColorView, FineTuneClassifier, SegmentationDataModule, SemiSupervisedModule
+from sft_lightning.__main__ import main
+from sft_lightning.data.batches import Cut, Unlabeled
+from sft_lightning.data.vision.images import Geometry, place_box
+from sft_lightning.losses.unlabeled import FixMatch, FreeMatch, MeanTeacher
+from sft_lightning.losses.unlabeled.base import Outputs, StrategyContext, StrategyInputs
+from sft_lightning.tasks.make_task import make_task
+from sft_lightning.tasks.segmentation import Segmentation
+from sft_lightning.training.callbacks.vision import mask_predictions
+from sft_lightning.training.callbacks.vision.mask_predictions import classify_pixels
+from sft_lightning.utils.errors import InputError
+from tests.paradigms.helpers import Recorder, moved, trainer
+from tests.scenes import make_scene, write_scenes
+
+DATA = ["--data=SegmentationDataModule", "--data.source=d", "--data.image_size=32", "--data.batch_size=4"]
+DATA += ["--data.val_size=4", "--data.test_size=4", "--data.weak_view.flip=true", "--data.weak_view.crop_padding=4"]
+FIT = [*DATA, "--model.backbone=resnet8", "--model.optimizer=AdamW", "--model.optimizer.lr=0.003"]
+FIT += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+def draw(count: int = 6, classes: int = 4, side: int = 8) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(count, classes, side, side, generator=made)
+    return logits, torch.randint(-1, classes, (count, side, side), generator=made)
+
+
+def test_losses_count_no_ignored_pixel() -> None:
+    logits, y = draw()
+    weight = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    flat, classes = logits.double().permute(0, 2, 3, 1).reshape(-1, 4), y.flatten()
+    known = classes >= 0
+    each = -flat.log_softmax(1)[known].gather(1, classes[known, None])[:, 0]
+    assert Segmentation(4).loss(logits, y).item() == pytest.approx(each.mean().item(), rel=1e-5)
+    w = weight.double()[classes[known]]
+    weighted = (each * w).sum() / w.sum()
+    assert Segmentation(4).loss(logits, y, weight).item() == pytest.approx(weighted.item(), rel=1e-5)
+    smooth = 0.9 * each + 0.1 * -flat.log_softmax(1)[known].mean(1)
+    assert Segmentation(4, 0.1).loss(logits, y).item() == pytest.approx(smooth.mean().item(), rel=1e-5)
+    p, dice = logits.double().softmax(1), []
+    for i in range(len(y)):
+        own = [c for c in range(4) if (y[i] == c).any()]
+        seen = y[i] >= 0
+        parts = [(p[i, c][y[i] == c].sum(), p[i, c][seen].sum() + (y[i] == c).sum()) for c in own]
+        dice.append(np.mean([1 - float((2 * a + 1) / (b + 1)) for a, b in parts]))
+    assert Segmentation(4, loss="dice").loss(logits, y).item() == pytest.approx(np.mean(dice), rel=1e-5)
+    both = Segmentation(4, loss="cross_entropy_and_dice").loss(logits, y).item()
+    assert both == pytest.approx(each.mean().item() + np.mean(dice), rel=1e-5)
+    nothing = torch.full_like(y, -1)
+    for loss in ("cross_entropy", "dice"):
+        leaf = logits.clone().requires_grad_()
+        value = Segmentation(4, loss=loss).loss(leaf, nothing)
+        value.backward()
+        assert value.item() == 0
+        assert leaf.grad is not None
+        assert not leaf.grad.any()
+
+
+def test_metrics_equal_a_plain_implementation() -> None:
+    logits, y = draw(20, 5, 16)
+    y[y == 3] = 0  # a class without a pixel, but predicted
+    logits[:, 4] = -100  # a class that is never predicted
+    metrics = Segmentation(5).build_metrics()
+    for rows in torch.arange(20).split(6):
+        metrics.update(logits[rows], y[rows])
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    truth, guess = y.numpy(), logits.numpy().argmax(1)
+    ious, dices = [], []
+    for c in range(5):
+        t, g = (truth == c) & (truth >= 0), (guess == c) & (truth >= 0)
+        ious.append((t & g).sum() / (t | g).sum())
+        dices.append(2 * (t & g).sum() / (t.sum() + g.sum()))
+        assert found[f"iou_{c}"] == pytest.approx(ious[c], abs=1e-6)
+    assert found["mean_iou"] == pytest.approx(np.mean(ious), abs=1e-6)
+    assert found["mean_dice"] == pytest.approx(np.mean(dices), abs=1e-6)
+    assert found["pixel_accuracy"] == pytest.approx((truth == guess)[truth >= 0].mean(), abs=1e-6)
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits, y, ignore_index=-1).item(), rel=1e-5)
+    y[:], logits[:, 1] = 1, 100.0
+    metrics.update(logits, y)  # starts anew, and classes without a pixel have no value
+    again = metrics.compute()
+    assert {name for name in again if name.startswith("iou_")} == {"iou_1"}
+    assert float(again["mean_iou"]) == 1
+    named = Segmentation(2).name_metrics({"iou_1": torch.tensor(0.5), "loss": torch.tensor(1.0)}, ["sky", "road"])
+    assert {*named} == {"iou_road", "loss"}
+
+
+def module(folder: Path, **settings: Any) -> SegmentationDataModule:
+    fixed: dict[str, Any] = {"image_size": 32, "batch_size": 4, "num_workers": 0, "val_size": 4, "test_size": 4}
+    return SegmentationDataModule(str(folder), **{**fixed, **settings})
+
+
+def test_what_is_said_of_an_image_counts_its_known_pixels() -> None:
+    logits, y = draw()
+    task, names = Segmentation(4), ["sky", "road", "tree", "car"]
+    decided = task.decide(logits)
+    for i in range(len(y)):
+        known = y[i] >= 0
+        right, p = decided[i][known] == y[i][known], logits[i].double().softmax(0)
+        loss = -p.log().gather(0, y[i].clamp_min(0)[None])[0][known].mean()
+        assert task.example_losses(logits, y)[i].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert task.example_scores(logits, y)[i].item() == pytest.approx(right.double().mean().item())
+        entropy = -(p * p.log()).sum(0).mean() / np.log(4)
+        assert task.uncertainty(logits)[i].item() == pytest.approx(entropy.item(), rel=1e-5)
+        assert task.confidence(logits)[i].item() == pytest.approx(p.max(0).values.mean().item(), rel=1e-5)
+    target = torch.tensor([[0, 0, 1, -1], [0, 1, 1, 2]])
+    said = task.describe_mistake(torch.empty(0), torch.tensor([[0, 3, 1, 2], [3, 1, 0, 2]]), target, names)
+    assert said == "43% of the pixels wrong, mostly sky as car"
+    assert task.describe_mistake(torch.empty(0), target.clamp_min(0), target, names) == "all pixels right"
+    assert task.agrees(logits, logits + 1, torch.zeros(())).all()
+    assert not task.agrees(logits, -logits, torch.zeros(())).any()
+    said = {}
+    code = "\n".join(task.format_code(None)).replace("print(", "said.update(")
+    exec(code, {"np": np, "logits": logits.numpy(), "said": said})
+    assert said == {k: pytest.approx((decided[0] == k).double().mean().item()) for k in range(4)}
+
+
+def test_steps_equal_a_plain_loop(tmp_path: Path) -> None:
+    data = module(write_scenes(tmp_path / "d", 24), weak_view={"flip": True, "crop_padding": 4})
+    torch.manual_seed(0)
+    model = FineTuneClassifier(
+        "resnet8", 3, data.input_spec, target=data.target, tune="head", optimizer=lambda p: torch.optim.SGD(p, 0.1)
+    )
+    decoder = model.backbone.decoder
+    assert isinstance(decoder, torch.nn.Module)
+    for p in decoder.parameters():
+        p.requires_grad_(False)
+    weight, bias = (p.detach().clone().requires_grad_() for p in model.head.parameters())
+    seen = Recorder()
+    trainer([seen], max_epochs=2).fit(model, data)
+    losses = []
+    model.eval()
+    for batch in seen.batches:
+        x, y = batch["labeled"].x, batch["labeled"].y
+        small = torch.einsum("cf,bfhw->bchw", weight, model.backbone(x)) + bias[None, :, None, None]
+        logits = F.interpolate(small, (32, 32), mode="bilinear", align_corners=False)
+        loss = F.cross_entropy(logits, y, ignore_index=-1)
+        losses.append(loss.item())
+        for parameter, gradient in zip((weight, bias), torch.autograd.grad(loss, (weight, bias)), strict=True):
+            parameter.data -= 0.1 * gradient
+    assert len(losses) == 8
+    assert seen.losses == pytest.approx(losses, rel=1e-4)
+    torch.testing.assert_close(model.head.weight, weight, rtol=1e-3, atol=1e-5)
+
+
+class _Network:
+    """A network whose logits are its inputs; the teacher's are twice as large."""
+
+    def outputs(self, x: Tensor) -> Outputs:
+        return Outputs(x, x)
+
+    def teacher_logits(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_pseudo_labels_of_pixels_follow_cutmix_and_leave_out_the_border() -> None:
+    made = torch.Generator().manual_seed(0)
+    weak, strong = (3 * torch.randn(2, 3, 4, 4, generator=made) for _ in range(2))
+    outside = torch.zeros(2, 4, 4, dtype=torch.bool)
+    outside[0, 0] = True
+    inside = torch.zeros(2, 4, 4, dtype=torch.bool)
+    inside[1, :2, :3] = True
+    batch = Unlabeled(weak, torch.arange(2), strong=strong, outside=outside, cut=Cut(torch.tensor([1, 0]), inside))
+    step = StrategyInputs(_Network(), batch, Outputs(strong, strong), None, None)  # type: ignore[arg-type]
+    strategy = FixMatch(0.7)
+    result = strategy.loss(step)
+    confidence, label = weak.softmax(1).max(1)
+    accepted = (confidence >= 0.7) & ~outside
+    label[1, :2, :3], accepted[1, :2, :3] = label[0, :2, :3].clone(), accepted[0, :2, :3].clone()
+    expected = (F.cross_entropy(strong, label, reduction="none") * accepted).mean()
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(result.weight, accepted.float())  # type: ignore[arg-type]
+    assert 0 < accepted.float().mean() < 1
+    teacher = MeanTeacher()
+    teacher.build(StrategyContext(3, 8, None, "segmentation"))  # type: ignore[arg-type]
+    assert (teacher.views, teacher.student) == (("weak", "strong"), "strong")
+    assert MeanTeacher.student == "weak"
+    target, counted = (2 * weak).softmax(1), (~outside).float()
+    target[1, :, :2, :3], counted[1, :2, :3] = target[0, :, :2, :3].clone(), counted[0, :2, :3].clone()
+    each = (strong.softmax(1) - target).square().mean(1)
+    assert teacher.loss(step).loss.item() == pytest.approx((each * counted).mean().item(), rel=1e-5)
+
+
+def semi(strategy: Any, **settings: Any) -> SemiSupervisedModule:
+    torch.manual_seed(0)
+    fixed: dict[str, Any] = {"backbone": "resnet8", "num_classes": 3, "input_spec": (3, 32, 32), "target": "mask"}
+    fixed |= {"optimizer": lambda p: torch.optim.AdamW(p, 0.003), "ema_decay": 0.9}
+    return SemiSupervisedModule(strategy, **{**fixed, **settings})
+
+
+def test_unsupported_strategies_and_settings_say_so() -> None:
+    with pytest.raises(InputError, match=r"FreeMatch learns from one label of each example, and these have masks: set"):
+        semi(FreeMatch())
+    with pytest.raises(InputError, match=r"segmentation_loss is 'dice', and the examples have no masks"):
+        make_task("class", 3, segmentation_loss="dice")
+    with pytest.raises(InputError, match=r"segmentation_loss is 'iou': give cross_entropy, dice"):
+        make_task("mask", 3, segmentation_loss="iou")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"multi_label_loss is 'asymmetric'"):
+        make_task("mask", 3, multi_label_loss="asymmetric")
+
+
+def test_a_mask_gets_the_size_of_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_predictions, "_STRIP", 300)  # several strips
+    logits = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for sides in ((20, 20), (30, 12), (7, 25)):
+        geometry = Geometry(8, resize="pad")
+        mask, confidence = classify_pixels(logits, sides, geometry.box(*sides, None))
+        assert mask.shape == sides[::-1]
+        _, columns, rows = place_box(sides, 8, geometry.box(*sides, None))
+        inside = logits[None, :, rows[0] : rows[1], columns[0] : columns[1]]
+        whole = F.interpolate(inside, sides[::-1], mode="bilinear", align_corners=False)[0]
+        assert (whole.argmax(0).numpy() == mask).mean() > 0.99  # but for ties
+        assert confidence == pytest.approx(float(whole.softmax(0).amax(0).mean()), abs=1e-4)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_four_commands_know_masks(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_scenes(Path("d"), 48, 40)
+    Path("d/classes.txt").write_text("background\nsquare\ndisc\n")
+    assert main(["fit", "--model=FineTuneClassifier", *FIT, "--trainer.max_epochs=8", "--run_name=seg"]) == 0
+    run = Path("lightning_logs/seg/version_0")
+    (_best,) = (run / "checkpoints").glob("best-*mean_iou=*.ckpt")
+    assert main(["validate", str(run)]) == 0
+    assert main(["test", str(run)]) == 0
+    metrics = {row["metric"]: float(row["value"]) for row in read_rows(run / "metrics.csv")}
+    assert metrics["test/mean_iou"] > 0.5
+    assert {"test/iou_background", "test/iou_square", "test/iou_disc", "test/mean_dice"} <= metrics.keys()
+    # Masks and overlays have the size of the image; shares are those of the mask.
+    image, truth = make_scene(99, 48)
+    Path("new/sub").mkdir(parents=True)
+    Image.fromarray(image[:, :40]).save("new/sub/a.png")
+    assert main(["predict", str(run), "new"]) == 0
+    (row,) = read_rows(run / "predictions.csv")
+    assert row["path"] == "sub/a.png"
+    with Image.open(run / row["mask"]) as mask, Image.open(run / row["overlay"]) as overlay:
+        assert mask.mode == "P"
+        assert mask.size == overlay.size == (40, 48)
+        found = np.asarray(mask)
+    assert (found == truth[:, :40]).mean() > 0.7
+    for k, name in enumerate(("background", "square", "disc")):
+        assert float(row[f"share({name})"]) == pytest.approx((found == k).mean(), abs=1e-6)
+    assert 0.3 < float(row["confidence"]) <= 1
+    assert main(["predict", str(run)]) == 0  # the test split: another source, and another folder
+    rows = read_rows(run / "predictions.csv")
+    assert len(rows) == 4
+    assert (run / "predictions_1.csv").is_file()
+    assert (run / "predicted_masks/sub/a.png").is_file()
+    assert all(one["mask"].startswith("predicted_masks_1/") for one in rows)
+    # What takes one class for each example says so, before anything is computed.
+    capsys.readouterr()
+    model = ["--model=FineTuneClassifier", *FIT]
+    for words in (["report", str(run)], ["export", str(run)]):
+        assert main(words) == 2
+        assert "classifies pixels, which only fit, validate, test and predict take" in capsys.readouterr().err
+    for words in (["audit", *model], ["degree", *model], ["rank", *DATA, "--candidates=[resnet8]"]):
+        assert main(words) == 2
+        assert "SegmentationDataModule gives masks: use FineTuneClassifier" in capsys.readouterr().err
+    assert main(["solve", "d"]) == 2
+    assert "holds images and masks: use SegmentationDataModule" in capsys.readouterr().err
+    frozen = ["--model=FrozenFeatureClassifier", *[word for word in FIT if "optimizer" not in word]]
+    assert main(["fit", *frozen]) == 2
+    assert "FrozenFeatureClassifier is for classification, and the examples have masks" in capsys.readouterr().err
+    assert main(["fit", "--model=DecoupledFeatureClassifier", "--model.feature_loss=SupCon", *FIT]) == 2
+    assert "and these have masks: use FineTuneClassifier" in capsys.readouterr().err
+    pretraining = ["--model=SelfSupervisedModule", "--model.objective=SimCLR", *FIT]
+    assert main(["fit", *pretraining]) == 2
+    assert "gives no views for pre-training: give the images to ImageDataModule" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", ["FixMatch", "MeanTeacher"])
+def test_a_resumed_run_ends_the_same_to_the_bit(strategy: str, workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_scenes(Path("d"), 40, 30)
+    words = ["--model=SemiSupervisedModule", f"--model.strategy={strategy}", "--model.ema_decay=0.9", *FIT]
+    words += ["--model.warmup_steps=0", "--model.ramp_steps=0", "--data.num_labels=8", "--data.steps_per_epoch=4"]
+    words += ["--data.strong_view.cutmix=0.5", "--model.control=true"]
+    if strategy == "FixMatch":
+        words += ["--model.strategy.threshold=0.5"]
+    assert main(["fit", *words, "--trainer.max_epochs=1", "--run_name=half"]) == 0
+    assert "Control: not trained, because it compares how many examples are right" in caplog.text
+    assert main(["fit", *words, "--trainer.max_epochs=2", "--run_name=half", "--ckpt_path=last"]) == 0
+    assert main(["fit", *words, "--trainer.max_epochs=2", "--run_name=whole"]) == 0
+    folders = [Path(f"lightning_logs/{name}/version_0") for name in ("half", "whole")]
+    states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in folders]
+    assert not moved(*states)
+    logged = read_rows(folders[1] / "metrics.csv")
+    accepted = [float(row["value"]) for row in logged if row["metric"] == "pseudo_labels/accepted"]
+    assert accepted
+    assert all(0 < value <= 1 for value in accepted)
+
+
+def test_pixels_are_learned_without_labels_of_the_unlabeled(tmp_path: Path) -> None:
+    data = module(write_scenes(tmp_path / "d", 30), num_labels=6, strong_view=ColorView(blur=0))
+    model, seen = semi(FixMatch(0.5), warmup_steps=0, ramp_steps=0), Recorder()
+    trainer([seen], max_epochs=1).fit(model, data)
+    batch = seen.batches[0]
+    assert isinstance(batch["unlabeled"].weak, Tensor)
+    assert batch["unlabeled"].weak.shape == (4, 3, 32, 32)
+    assert batch["labeled"].y.shape == (4, 32, 32)
+    assert all(np.isfinite(seen.losses))
