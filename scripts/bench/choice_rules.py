@@ -79,7 +79,7 @@ def measure_truth(result: Result, source: LabeledSource, classes: dict[str, str]
         predicted = torch.cat([model(x) for x in space.pool.split(1000)]).argmax(1)
     ids = source.data.splits["unlabeled"].ids
     truth = [classes[ids[i]] for i in space.pool_positions.tolist()]
-    return statistics.mean(names[k] == one for k, one in zip(predicted.tolist(), truth, strict=True))
+    return statistics.fmean(names[k] == one for k, one in zip(predicted.tolist(), truth, strict=True))
 
 
 def score(probabilities: Tensor, labels: Tensor) -> dict[str, float]:

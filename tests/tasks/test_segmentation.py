@@ -120,10 +120,10 @@ def test_what_is_said_of_an_image_counts_its_known_pixels() -> None:
     assert task.describe_mistake(torch.empty(0), target.clamp_min(0), target, names) == "all pixels right"
     assert task.agrees(logits, logits + 1, torch.zeros(())).all()
     assert not task.agrees(logits, -logits, torch.zeros(())).any()
-    said = {}
-    code = "\n".join(task.format_code(None)).replace("print(", "said.update(")
-    exec(code, {"np": np, "logits": logits.numpy(), "said": said})  # noqa: S102 # our own lines
-    assert said == {k: pytest.approx((decided[0] == k).double().mean().item()) for k in range(4)}
+    shares: dict[int, float] = {}
+    code = "\n".join(task.format_code(None)).replace("print(", "shares.update(")
+    exec(code, {"np": np, "logits": logits.numpy(), "shares": shares})  # noqa: S102 # our own lines
+    assert shares == {k: pytest.approx((decided[0] == k).double().mean().item()) for k in range(4)}
 
 
 def test_steps_equal_a_plain_loop(tmp_path: Path) -> None:
