@@ -32,7 +32,7 @@ from provenance import publish
 from torch import Tensor
 from torch.nn import functional as F
 
-from sft_lightning.classifiers import LabelSpreading, LogisticRegression, SmoothedLogisticRegression
+from sft_lightning.classifiers import Classifier, LabelSpreading, LogisticRegression, SmoothedLogisticRegression
 from sft_lightning.classifiers.whitening import Whitened
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.solver import starts
@@ -70,13 +70,11 @@ def measure_truth(result: Result, source: LabeledSource, classes: dict[str, str]
     """Return the accuracy of a recipe on the pool, trained on all labels."""
     space, names = result.space, source.data.class_names
     kind = result.recipe.name.partition(" on ")[0]
+    model: Classifier = LogisticRegression() if kind == "logistic regression" else SmoothedLogisticRegression()
     if kind == "label spreading":
-        model: torch.nn.Module = Whitened(LabelSpreading(), space.components)
-    else:
-        model = LogisticRegression() if kind == "logistic regression" else SmoothedLogisticRegression()
-    model.fit(space.labeled, source.labels, space.pool, len(names))  # type: ignore[operator]
-    with torch.no_grad():
-        predicted = torch.cat([model(x) for x in space.pool.split(1000)]).argmax(1)
+        model = Whitened(LabelSpreading(), space.components)
+    model.fit(space.labeled, source.labels, space.pool, len(names))
+    predicted = torch.cat([model.predict(x) for x in torch.split(space.pool, 1000)])
     ids = source.data.splits["unlabeled"].ids
     truth = [classes[ids[i]] for i in space.pool_positions.tolist()]
     return statistics.fmean(names[k] == one for k, one in zip(predicted.tolist(), truth, strict=True))

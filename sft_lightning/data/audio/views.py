@@ -97,7 +97,7 @@ class AudioViews(Views):
         learning of general-purpose audio representations".
         """
         place = number % x.shape[1]
-        return super().pretrain(x[:, place : place + 1], seed, number)
+        return self.strong(x[:, place : place + 1], seed_view(seed, number + 1))
 
     def _change(self, x: Tensor, view: AudioView, seed: int) -> Tensor:
         if not view:

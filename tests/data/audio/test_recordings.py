@@ -225,7 +225,12 @@ def test_each_view_of_pre_training_has_its_own_window(seconds: float, differ: bo
     model = SelfSupervisedModule(
         SimCLR(hidden=8, projection=4), backbone="resnet8", input_spec=data.input_spec, optimizer=SGD
     )
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "limit_val_batches": 0,
+    }
     Trainer(accelerator="cpu", max_epochs=1, callbacks=[Seen()], **quiet).fit(model, datamodule=data)
     first, second = crops[0]
     assert first.shape == second.shape == (6, 1, 32, 32)
