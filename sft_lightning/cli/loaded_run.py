@@ -54,6 +54,7 @@ class LoadedRun:
             kind = type(self.cli.datamodule).__name__
             raise InputError(f"run {name!r} has data of {kind}: give a run with a FewLabelDataModule")
         self.data = self.cli.datamodule
+        self.data.require_classes(f"this command, of run {name!r},")
         self.data.setup("test")
 
     @cached_property

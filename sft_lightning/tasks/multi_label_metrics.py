@@ -3,18 +3,22 @@
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MultilabelAveragePrecision, MultilabelExactMatch, MultilabelF1Score
+from torchmetrics.classification import MultilabelExactMatch, MultilabelF1Score
 
 from sft_lightning.tasks.classification_metrics import restart
 
 _FEWEST = 5  # examples of a class for a threshold of its own
-# Thresholds of the precision-recall curves, whose size does not depend on the data. They are even in the logit: sure
+# Steps of the histograms, whose size does not depend on the data. They are even in the logit: sure
 # networks give nearly all probabilities of a rare class below 0.001, which even steps of the probability would tie.
 _STEPS, _LARGEST = 1000, 15.0
 
 
-class ClassCounts(Metric):
-    """Number of examples that have each class."""
+class LogitCounts(Metric):
+    """Histograms of the logit of each class: of examples without the class, and of those that have it.
+
+    All average precisions of a stage follow from these counts. torchmetrics counts in a loop over all thresholds where
+    torch is set to deterministic algorithms, which takes minutes.
+    """
 
     full_state_update = False
     counts: Tensor
@@ -26,19 +30,28 @@ class ClassCounts(Metric):
             num_classes: Number of classes, C.
         """
         super().__init__()
-        self.add_state("counts", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.num_classes = num_classes
+        self.add_state("counts", torch.zeros(2, num_classes, _STEPS, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, targets: Tensor) -> None:
+    def update(self, logits: Tensor, targets: Tensor) -> None:
         """Add a batch.
 
         Args:
+            logits: Logits, (B, C); below -15 and above 15, they count as these.
             targets: 1 for each class of an example, 0 for the others, int64, (B, C).
         """
-        self.counts += targets.sum(0)
+        share = (logits.clamp(-_LARGEST, _LARGEST) + _LARGEST) / (2 * _LARGEST)
+        rows = targets * self.num_classes + torch.arange(self.num_classes, device=targets.device)
+        cells = (rows * _STEPS + (share * (_STEPS - 1)).long()).flatten()
+        self.counts.view(-1).scatter_add_(0, cells, torch.ones_like(cells))
 
-    def compute(self) -> Tensor:
-        """Return the counts, int64, (C,)."""
-        return self.counts.clone()
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return the average precision of each class, float64, NaN without an example, and how many have it, (C,)."""
+        others, having = self.counts.flip(2).cumsum(2).double()
+        total = having[:, -1]
+        gained = having.diff(dim=1, prepend=torch.zeros_like(total)[:, None])
+        precision = having / (having + others).clamp_min(1)
+        return (gained * precision).sum(1) / total, total.long()
 
 
 class MultiLabelMetrics(nn.Module):
@@ -60,19 +73,15 @@ class MultiLabelMetrics(nn.Module):
         """
         super().__init__()
         self.loss = MeanMetric()
-        steps = torch.linspace(-_LARGEST, _LARGEST, _STEPS).sigmoid()
         self.scores = MetricCollection(
             {
-                "average_precision": MultilabelAveragePrecision(
-                    num_classes, average="none", thresholds=steps, validate_args=False
-                ),
                 "micro_f1": MultilabelF1Score(num_classes, average="micro", validate_args=False),
                 "macro_f1": MultilabelF1Score(num_classes, average="macro", validate_args=False),
                 "exact_match": MultilabelExactMatch(num_classes, validate_args=False),
             },
             compute_groups=False,
         )
-        self.class_counts = ClassCounts(num_classes)
+        self.counts = LogitCounts(num_classes)
         self.by_class: Tensor | None = None
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
@@ -86,16 +95,15 @@ class MultiLabelMetrics(nn.Module):
         loss = nn.functional.binary_cross_entropy_with_logits(logits, targets.float())
         self.loss.update(loss, weight=len(targets))
         self.scores.update(logits.sigmoid(), targets)
-        self.class_counts.update(targets)
+        self.counts.update(logits, targets)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the scalars over all batches and processes, store the precision `by_class`, and reset."""
         values: dict[str, Tensor] = {"loss": self.loss.compute(), **self.scores.compute()}
-        precision, counts = values.pop("average_precision"), self.class_counts.compute()
-        present = precision[counts > 0]
-        values["mean_average_precision"] = present.mean() if len(present) else precision.new_tensor(torch.nan)
-        self.by_class = torch.where(counts > 0, precision, torch.nan).cpu()
-        restart(self.loss, self.scores, self.class_counts)
+        precision, counts = self.counts.compute()
+        values["mean_average_precision"] = precision[counts > 0].mean()  # NaN where no class has an example
+        self.by_class = precision.float().cpu()
+        restart(self.loss, self.scores, self.counts)
         return {name: value.to(torch.float32) for name, value in values.items()}
 
 

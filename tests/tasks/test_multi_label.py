@@ -15,7 +15,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.losses.unlabeled import ClassAwarePseudoLabels, FreeMatch
 from sft_lightning.paradigms.fitted_head import fit_head
 from sft_lightning.tasks.multi_label import MultiLabel
-from sft_lightning.tasks.multi_label_metrics import fit_thresholds
+from sft_lightning.tasks.multi_label_metrics import LogitCounts, fit_thresholds
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import Recorder, moved, trainer
 from tests.tasks.helpers import CLASSES, write_texts
@@ -72,6 +72,22 @@ def test_metrics_are_those_of_scikit_learn(shift: float) -> None:
     assert found["exact_match"] == pytest.approx((predicted == y).all(1).double().mean().item(), abs=1e-6)
     metrics.update(logits[:8], y[:8])  # starts anew
     assert float(metrics.compute()["exact_match"]) == pytest.approx((predicted == y)[:8].all(1).double().mean().item())
+
+
+def test_average_precision_is_that_of_rounded_logits_over_all_batches() -> None:
+    """Steps of 0.03 from -15 to 15; a class without an example has none."""
+    draw = torch.Generator().manual_seed(0)
+    logits = 8 * torch.randn(200, 3, generator=draw)
+    y = (torch.rand(200, 3, generator=draw) < torch.tensor([0.3, 0.02, 0.0])).long()
+    counts = LogitCounts(3)
+    for some, targets in zip(logits.split(33), y.split(33), strict=True):
+        counts.update(some, targets)
+    precision, having = counts.compute()
+    rounded = ((logits.clamp(-15, 15) + 15) / 30 * 999).long()
+    for k in (0, 1):
+        assert float(precision[k]) == pytest.approx(average_precision_score(y[:, k], rounded[:, k]), abs=1e-12)
+    assert bool(precision[2].isnan())
+    assert having.tolist() == y.sum(0).tolist()
 
 
 def test_thresholds_have_the_best_f1() -> None:

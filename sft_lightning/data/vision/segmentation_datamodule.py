@@ -174,8 +174,8 @@ class SegmentationDataModule(ImageDataModule):
         """What networks learn of an example: its mask."""
         return "mask"
 
-    def require_one_class(self, what: str) -> None:
-        """Refuse what takes one class for each example.
+    def require_classes(self, what: str) -> None:
+        """Refuse what takes classes of examples.
 
         Args:
             what: Command or class that cannot take masks, as the subject of a sentence.
@@ -184,9 +184,11 @@ class SegmentationDataModule(ImageDataModule):
             InputError: Always.
         """
         raise InputError(
-            f"{what} takes examples of one class each, and SegmentationDataModule gives masks: use FineTuneClassifier "
-            "or SemiSupervisedModule with fit, validate, test and predict"
+            f"{what} takes classes of examples, and SegmentationDataModule gives masks: use FineTuneClassifier or "
+            "SemiSupervisedModule with fit, validate, test and predict"
         )
+
+    require_one_class = require_classes
 
     def make_targets(self, labels: Tensor) -> Tensor:
         """Return the labels, which say whether there is a mask; the masks themselves come with the images."""
