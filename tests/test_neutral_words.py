@@ -16,6 +16,7 @@ OF_IMAGES = {
     "report/figures.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
     "audit/image_checks.py",
     "audit/recording_checks.py",
+    "tasks/segmentation.py", "tasks/segmentation_metrics.py",
 }  # fmt: skip
 # Shapes that documentation gives as an example, and the former name of `input_spec`.
 EVERYWHERE = (
@@ -32,6 +33,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "cli/dispatch.py": ("settings of data mean those of images",),
     "cli/setting_groups.py": ("on_bad_image", '"Images": ("image_size"', "on_bad_recording"),
     "cli/lightning_cli.py": ('"waveform"', "its tokens or waveforms"),
+    "data/batches.py": ("Rectangles of images that", "Images or what was computed for", "outside of the image"),
     "data/bad_examples.py": ("skipped_images.txt",),
     "data/class_folders.py": ("archive|images",),
     "data/issues.py": ("# Content of images", "# images of one color", "# images that"),
@@ -61,8 +63,10 @@ KEPT: dict[str, tuple[str, ...]] = {
     "solver/look.py": ("compute_image_stats",),
     "solver/solve.py": ("image_size", "Side of the images in pixels", "image files square", "in images of more than 8"),
     "solver/starts.py": (
-        "image_size", "a source's images", "takes images of other sizes", "take images of any size", "that of images",
+        "image_size", "may see smaller images", "a source's images", "takes images of other sizes", "take images of any size", "that of images",
     ),
+    "solver/recipes.py": ("may see smaller images",),
+    "solver/trainings.py": ("image_size", "Side of the images", "images are too small", "with smaller images"),
     "solver/trials.py": ("image_size",),
     "study/inputs.py": ('"images": contents',),
     "study/stale.py": ('"images": "examples"', "`images` in the files"),

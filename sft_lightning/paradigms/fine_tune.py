@@ -153,7 +153,7 @@ class FineTuneClassifier(BackboneClassifier):
         self.backbone, tensors = build_encoder(backbone, spec, weights, mean, std)
         if self.task.is_dense:
             if head_start != "random":
-                raise InputError(f"head_start is {head_start!r}, which fits one label for each image, and these have "
+                raise InputError(f"head_start is {head_start!r}, which fits one label for each example, and these have "
                                  "masks: leave it at random")  # fmt: skip
             self.backbone.add_decoder(tensors)
         self.head = self.task.build_head(self.backbone.num_features)
@@ -245,7 +245,7 @@ class FineTuneClassifier(BackboneClassifier):
         elif (self._norm_stats_given, self.hparams["weights"]) == ("weights", "none") and not self.trainer.ckpt_path:
             rank_zero_info(
                 "Warning: norm_stats is 'weights', and the backbone starts from random weights, whose statistics come "
-                "from no images: give weights, or set norm_stats to auto."
+                "from no examples: give weights, or set norm_stats to auto."
             )
 
     def refuse_loss_settings(self, reason: str) -> None:

@@ -109,8 +109,7 @@ class Trials:
         self.results: list[Result] = []
         self.failed: list[str] = []
         self.count = min(MAX_GRAPH, len(source.labels) + source.pool_size)
-        self.read_seconds = 0.0
-        self.graph_seconds: dict[str, float] = {}
+        self.read_seconds, self.graph_seconds = 0.0, dict[str, float]()
         self._passes: dict[str, float] = {}  # seconds of delivery on each space
         held = len(source.data.splits["test"])
         self.busyness = 1.0  # seconds for a second of work, on a machine that others use, too

@@ -39,7 +39,7 @@ class BSS(ActivationRegularizer):
         """
         super().build(backbone)
         if backbone.new_parts:
-            raise InputError("regularizer BSS takes one vector of features for each image, and segmentation has maps: "
+            raise InputError("regularizer BSS takes one vector of features for each example, and segmentation has maps: "
                              "set L2, L2SP or DELTA")  # fmt: skip
 
     def select_modules(self, backbone: Encoder) -> list[nn.Module]:
