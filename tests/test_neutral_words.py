@@ -63,7 +63,8 @@ KEPT: dict[str, tuple[str, ...]] = {
     "solver/look.py": ("compute_image_stats",),
     "solver/solve.py": ("image_size", "Side of the images in pixels", "image files square", "in images of more than 8"),
     "solver/starts.py": (
-        "image_size", "may see smaller images", "a source's images", "takes images of other sizes", "take images of any size", "that of images",
+        "image_size", "may see smaller images",
+        "a source's images", "takes images of other sizes", "take images of any size", "that of images",
     ),
     "solver/recipes.py": ("may see smaller images",),
     "solver/trainings.py": ("image_size", "Side of the images", "images are too small", "with smaller images"),

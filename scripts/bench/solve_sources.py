@@ -116,7 +116,7 @@ def run_source(source: Path, weights: Path, backbone: str, minutes: float, label
         "classes": len(sizes),
         "held_out": len(test),
         "accuracy": accuracy,
-        "recipe": result.summary["recipe"],
+        "recipe": result.summary["recipe"].replace(str(weights), weights.name),  # without the folder of this machine
         "unlabeled": result.summary["unlabeled"],
         "reported": [round(value, 4) for value in result.summary["accuracy"]],
         "interval_holds": bool(low <= accuracy["solve"] <= high),

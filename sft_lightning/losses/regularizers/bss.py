@@ -39,8 +39,10 @@ class BSS(ActivationRegularizer):
         """
         super().build(backbone)
         if backbone.new_parts:
-            raise InputError("regularizer BSS takes one vector of features for each example, and segmentation has maps: "
-                             "set L2, L2SP or DELTA")  # fmt: skip
+            raise InputError(
+                "regularizer BSS takes one vector of features for each example, and segmentation has maps: set L2, "
+                "L2SP or DELTA"
+            )
 
     def select_modules(self, backbone: Encoder) -> list[nn.Module]:
         """Return the backbone itself, whose output is the features.
