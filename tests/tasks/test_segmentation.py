@@ -1,6 +1,7 @@
 """Segmentation: losses, metrics, training, strategies, prediction at the size of the image, resuming and refusals."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sft_lightning.tasks.segmentation import Segmentation
 from sft_lightning.training.callbacks.vision import mask_predictions
 from sft_lightning.training.callbacks.vision.mask_predictions import classify_pixels
 from sft_lightning.utils.errors import InputError
+from tests.conftest import CONFIGS
 from tests.paradigms.helpers import Recorder, moved, trainer
 from tests.scenes import make_scene, write_scenes
 
@@ -270,6 +272,12 @@ def test_the_four_commands_know_masks(workdir: Path, capsys: pytest.CaptureFixtu
     for words in (["audit", *model], ["degree", *model], ["rank", *DATA, "--candidates=[resnet8]"]):
         assert main(words) == 2
         assert "SegmentationDataModule gives masks: use FineTuneClassifier" in capsys.readouterr().err
+    settings = {"model.init_args.backbone": "resnet8", "model.init_args.weights": "none", "data.init_args.source": "d"}
+    stage = {"config": [str(CONFIGS / "segmentation/fine_tune.yaml")], "options": settings}
+    study = {"name": "masks", "budgets": [8], "seeds": [0], "methods": {"labels_only": [stage]}}
+    Path("study.yaml").write_text(json.dumps(study))  # which YAML reads, too
+    assert main(["study", "--config", "study.yaml"]) == 2
+    assert "study takes classes of examples, and SegmentationDataModule gives masks" in capsys.readouterr().err
     assert main(["solve", "d"]) == 2
     assert "holds images and masks: use SegmentationDataModule" in capsys.readouterr().err
     frozen = ["--model=FrozenFeatureClassifier", *[word for word in FIT if "optimizer" not in word]]
