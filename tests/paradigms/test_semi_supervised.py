@@ -66,7 +66,10 @@ def test_unlabeled_batches_carry_no_label(schedule: str) -> None:
     batches = [batch["unlabeled"] for batch in seen.batches if "unlabeled" in batch]
     assert batches
     for batch in batches:
-        assert batch._fields == ("weak", "indices", "seed", "weak_2", "strong", "strong_2", "crops")
+        assert batch._fields == (
+            "weak", "indices", "seed", "weak_2", "strong", "strong_2", "crops", "outside", "cut",
+        )  # fmt: skip
+        assert batch.outside is batch.cut is None
         assert batch.indices.shape == (8,)
 
 

@@ -273,7 +273,7 @@ def test_the_four_commands_know_masks(workdir: Path, capsys: pytest.CaptureFixtu
         assert main(words) == 2
         assert "SegmentationDataModule gives masks: use FineTuneClassifier" in capsys.readouterr().err
     settings = {"model.init_args.backbone": "resnet8", "model.init_args.weights": "none", "data.init_args.source": "d"}
-    stage = {"config": [str(CONFIGS / "segmentation/fine_tune.yaml")], "options": settings}
+    stage = {"config": [str(CONFIGS / "segmentation/segmentation_fine_tune.yaml")], "options": settings}
     study = {"name": "masks", "budgets": [8], "seeds": [0], "methods": {"labels_only": [stage]}}
     Path("study.yaml").write_text(json.dumps(study))  # which YAML reads, too
     assert main(["study", "--config", "study.yaml"]) == 2

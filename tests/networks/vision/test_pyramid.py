@@ -107,9 +107,9 @@ def test_penalties_leave_the_decoder_free_of_its_start() -> None:
     norm = torch.stack([p.square().sum() for part in parts for p in part.parameters()]).sum()  # type: ignore[union-attr]
     assert made.regularizer is not None
     assert made.regularizer(made).item() == pytest.approx(float(norm), rel=1e-5)
-    with pytest.raises(InputError, match=r"BSS takes one vector of features for each image"):
+    with pytest.raises(InputError, match=r"BSS takes one vector of features for each example"):
         model(regularizer=BSS())
-    with pytest.raises(InputError, match=r"head_start is 'ridge', which fits one label for each image"):
+    with pytest.raises(InputError, match=r"head_start is 'ridge', which fits one label for each example"):
         model(head_start="ridge")
 
 
