@@ -107,7 +107,7 @@ def write_program(
     with open_atomic(file) as staged:
         try:
             with warnings.catch_warnings(), redirect_stderr(StringIO()), torch.no_grad():
-                # The exporters warn of their own insides, and that channels-last weights are no plain block of memory,
+                # The exporters warn of their own insides, and that channels-last weights are not contiguous,
                 # and print whole graphs of networks that they cannot write.
                 warnings.simplefilter("ignore")
                 {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, form, staged, contract)

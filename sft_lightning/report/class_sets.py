@@ -45,7 +45,7 @@ def format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], lis
         f"{format_split(judged.name).capitalize()} mean average precision: {values['mean_average_precision']:.3f} on "
         f"{len(judged.ids):,} {plural}. Chance would give {float(chance[chance > 0].mean()):.3f}."
         if present
-        else f"No {format_split(judged.name)} example has any class, so that there is no average precision.",
+        else f"No {format_split(judged.name)} example has any class, and the average precision needs one.",
         f"F1 is {micro:.3f} over all pairs of an example and a class, and {float(f1.mean()):.3f} as the mean over "
         f"classes. All classes are right for {judged.accuracy:.1%} of the {plural} (95% interval {low:.1%} to "
         f"{high:.1%}).",

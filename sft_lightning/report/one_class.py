@@ -87,7 +87,7 @@ def format_caveats(evaluation: Evaluation) -> list[str]:
     Args:
         evaluation: Evaluation of a classifier.
     """
-    caveats = ["There is no test split: if the validation split chose anything, this result is too optimistic."]
+    caveats = ["The data has no test split: if the validation split chose anything, this result is too optimistic."]
     plural = evaluation.data.input_spec.plural
     one_run = f"One run cannot show whether unlabeled {plural} helped: run a study over several seeds."
     return [*caveats[: evaluation.judged.name == "val"], one_run]

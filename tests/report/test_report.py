@@ -172,7 +172,7 @@ def test_a_run_without_validation_test_or_unlabeled_images_has_a_page(workdir: P
     (run / "metrics.csv").unlink()
     text = Parsed(reported(run)).text
     assert re.search(r"Validation accuracy: \S+% of 6 images \(95% interval", text)
-    assert "There is no test split" in text
+    assert "The data has no test split" in text
     assert "folder has no metrics.csv" in text
     assert "What to label next" not in text
     assert not (run / "label_next.csv").exists()

@@ -115,7 +115,7 @@ class MaskFolder(MaskSource):
             ignore_index: Value of pixels that are not counted.
 
         Raises:
-            InputError: There is no image, a mask has no image or two, or an evaluated image has no mask.
+            InputError: The source lacks images, a mask belongs to none or two, or an evaluated image lacks a mask.
         """
         self.path, self.name = path, str(path)
         self._ignored = IgnoredFiles(IMAGES)

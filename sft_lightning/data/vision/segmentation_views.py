@@ -12,7 +12,7 @@ from sft_lightning.data.modality import seed_view
 from sft_lightning.data.vision.masks import IGNORED
 from sft_lightning.data.vision.pretrain_views import PretrainView, make_pretrain_view
 from sft_lightning.data.vision.views import ImageViews, StrongView, WeakView, draw_moves, make_generator, to_float
-from sft_lightning.utils.errors import InputError, check_fraction, check_min
+from sft_lightning.utils.errors import check_fraction
 from sft_lightning.utils.inputs import Inputs
 from sft_lightning.utils.transfer import to_device
 
@@ -49,10 +49,8 @@ class ColorView:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        check_fraction(jitter=self.jitter, gray=self.gray, blur=self.blur, cutmix=self.cutmix)
-        check_min(0, brightness=self.brightness, contrast=self.contrast, saturation=self.saturation, hue=self.hue)
-        if self.hue > 0.5:
-            raise InputError(f"hue is {self.hue}: give a number from 0 to 0.5, which is half a turn")
+        check_fraction(cutmix=self.cutmix)
+        _ = self.colors  # refuses the others
 
     def __bool__(self) -> bool:
         """Return whether the view changes anything."""

@@ -130,7 +130,7 @@ def find_levels(net: nn.Module, name: str, shape: Sequence[int]) -> list[Level]:
     try:
         with torch.no_grad(), eval_mode(net):
             levels = _find_intermediates(net, x) if hasattr(net, "forward_intermediates") else _find_modules(net, x)
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError):
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError):  # as libraries refuse a size
         levels = []
     strides = [level.stride for level in levels]
     has_gap = any(b > 2 * a for a, b in zip([STRIDE // 2, *strides], strides, strict=False))
