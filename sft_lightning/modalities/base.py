@@ -19,6 +19,7 @@ class SolveChoices:
         pretrain_view: Options of that pre-training.
         skipping: Setting that leaves out unreadable files; empty where examples are not files.
         candidate: Published network that the user may name; empty where some are found or fetched.
+        starts_random: Whether trainings of `pretrained` from random weights are compared, too.
         has_sides: Whether the side of the examples in pixels is a setting, which is chosen, too.
     """
 
@@ -31,6 +32,7 @@ class SolveChoices:
     pretrain_view: tuple[str, ...] = ()
     skipping: str = ""
     candidate: str = ""
+    starts_random: bool = False
     has_sides: bool = False
 
 

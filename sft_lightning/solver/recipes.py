@@ -37,7 +37,8 @@ _QUIET = (
 )
 _OPTIMIZER = ("--model.optimizer=torch.optim.AdamW", "--model.lr_scheduler=WarmupCosine")
 BATCH = 32
-# The same for networks of this package, which are trained on small inputs, and for larger ones of a library.
+_START_RATE, _RANDOM_RATE = 0.0003, 0.002  # learning rates from a start, and from random weights
+# Unlabeled examples for each labeled one: of networks pre-trained here, on small inputs, and of others.
 _SMALL_RATIO, _LARGE_RATIO = 7, 3
 
 
@@ -52,6 +53,7 @@ class Space:
         backbone: Network, or None for pixels.
         saw_pool: Whether the network has learned from the unlabeled examples.
         is_large: Whether the network is one of a library.
+        is_random: Whether the network has random weights, which trainings alone start from.
         digest: SHA-256 of the file of weights; empty for published ones and pixels.
         shrinks: Start with its size where trainings may see smaller images; None where they may not.
         has_counts: Whether the vectors are counts or weights of what the inputs consist of, such as words.
@@ -69,6 +71,7 @@ class Space:
     is_large: bool = False
     digest: str = ""
     shrinks: Candidate | None = None
+    is_random: bool = False
     has_counts: bool = False
     source: LabeledSource | None = None
     labeled: Tensor = field(default_factory=lambda: torch.empty(0, 0))
@@ -173,25 +176,31 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
 
 
 def make_trainings(space: Space, source: LabeledSource, steps: int) -> list[Recipe]:
-    """Return LP-FT, and learning from a graph's targets if there are unlabeled examples.
+    """Return fine-tuning, and a training that also learns from unlabeled examples, if any.
 
-    Linear probing, then fine-tuning (LP-FT): Kumar et al. 2022. The head starts as logistic regression on the features.
+    From a start: linear probing, then fine-tuning (LP-FT, Kumar et al. 2022), whose head starts as logistic regression
+    on the features, and label propagation with the targets of a graph. From random weights: SoftMatch (Chen et al.
+    2023).
 
     Args:
         space: Space of the network to start from.
         source: Source.
         steps: Number of optimizer steps of each training.
     """
-    shared = (*space.argv, "--model.head_start=logistic_regression", *_OPTIMIZER, "--model.optimizer.lr=0.0003")
+    shared = (*space.argv, *_OPTIMIZER, f"--model.optimizer.lr={_RANDOM_RATE if space.is_random else _START_RATE}")
     shared += (f"--data.batch_size={BATCH}", f"--data.steps_per_epoch={steps}", "--trainer.max_epochs=1")
     shared += source.modality.solve.large_view if space.is_large else source.modality.solve.small_view
-    lp_ft = ("--model=FineTuneClassifier", *shared)
-    recipes = [Recipe(f"fine-tuning from {space.name} ({steps} steps)", space.saw_pool, lp_ft, steps, BATCH)]
+    shared += () if space.is_random else ("--model.head_start=logistic_regression",)
+    argv = ("--model=FineTuneClassifier", *shared)
+    recipes = [Recipe(f"fine-tuning from {space.name} ({steps} steps)", space.saw_pool, argv, steps, BATCH)]
     if source.pool_size:
-        ratio = _LARGE_RATIO if space.is_large else _SMALL_RATIO
-        argv = ("--model=SemiSupervisedModule", "--model.strategy=LabelPropagation", "--model.ema_decay=0.99", *shared)
-        argv = (*argv, f"--model.strategy.max_examples={MAX_GRAPH}", f"--data.unlabeled_ratio={ratio}")
-        name = f"label propagation from {space.name} ({steps} steps)"
+        ratio = _LARGE_RATIO if space.is_large or space.is_random else _SMALL_RATIO
+        title, strategy = "label propagation", ("LabelPropagation", f"--model.strategy.max_examples={MAX_GRAPH}")
+        if space.is_random:
+            title, strategy = "SoftMatch", ("SoftMatch",)
+        argv = ("--model=SemiSupervisedModule", f"--model.strategy={strategy[0]}", *strategy[1:], *shared)
+        argv = (*argv, "--model.ema_decay=0.99", f"--data.unlabeled_ratio={ratio}")
+        name = f"{title} from {space.name} ({steps} steps)"
         recipes.append(Recipe(name, True, argv, steps, BATCH * (1 + ratio)))
     return recipes
 
