@@ -111,6 +111,7 @@ class Trials:
         self.count = min(MAX_GRAPH, len(source.labels) + source.pool_size)
         self.read_seconds, self.graph_seconds = 0.0, dict[str, float]()
         self._passes: dict[str, float] = {}  # seconds of delivery on each space
+        self._full: dict[str, int] = {}  # seconds of the features of all examples, known or not
         held = len(source.data.splits["test"])
         self.busyness = 1.0  # seconds for a second of work, on a machine that others use, too
         # Passes of delivery over the examples of a graph, to predict those whose features are not known.
@@ -131,7 +132,8 @@ class Trials:
     def _add_space(self, name: str, seconds: float, is_network: bool = True) -> None:
         """Keep how long a space takes, and reserve the time to deliver a model on it."""
         self.graph_seconds[name] = seconds
-        self._passes[name] = (self.num_passes if is_network else self._num_plain_passes) * seconds
+        passes = self.num_passes if is_network else self._num_plain_passes
+        self._passes[name] = passes * max(seconds, self._full.get(name, 0))
         self.plan.reserved = self.busyness * DELIVERY_SECONDS + max(self._passes.values())
 
     @property
@@ -166,8 +168,6 @@ class Trials:
         elif stage.what:
             self.report(f"Planned: {stage.what}, {format_seconds(stage.seconds)}.")
         return not stage.dropped
-
-    # --- stages, in the order in which they run
 
     def judge_pixels(self) -> None:
         """Judge the classifiers on pixels, and measure how long it takes to read an example."""
@@ -236,18 +236,20 @@ class Trials:
         def decide() -> Stage:
             nonlocal loaded
             loaded = load_start(candidate, self.source, limit - reading)
-            seconds, side = loaded.seconds + reading, loaded.backbone.input_spec.shape[-1]
+            needed, full = loaded.seconds / loaded.all_seconds, loaded.all_seconds + reading
+            seconds, side = needed * full, loaded.backbone.input_spec.shape[-1]
             unit = self.source.modality.solve.unit
             what = f"features of {self.spec.count(self.count)} at {side} {unit} from {candidate}"
             minutes = self.plan.count_minutes(seconds, TRAININGS_END / (num_starts + self.num_passes))
             sentence = f"{what} take {format_seconds(seconds)}, --minutes {minutes}"
-            settings = {"image_size": loaded.candidate.image_size or 0}
+            settings = {"image_size": loaded.candidate.image_size or 0, "pass": round(full) if needed < 1 else 0}
             return Stage(str(candidate), what, seconds, settings, "" if seconds <= most else sentence)
 
         stage = self.plan.decide(str(candidate), decide)
         if stage.dropped:
             return None
         sized = replace(candidate, image_size=stage.settings["image_size"] or None)
+        self._full[str(sized)] = stage.settings.get("pass", 0)
         self._add_space(str(sized), stage.seconds)
         start = loaded or load_start(sized, self.source, math.inf)
         return replace(start, takes_smaller=start.is_large and candidate.image_size is self.source.given_size is None)
@@ -354,8 +356,6 @@ class Trials:
             if result.space.is_network and accuracy > best.get(result.space.name, (-1.0, result.space))[0]:
                 best[result.space.name] = accuracy, result.space
         return [space for _, space in sorted(best.values(), key=lambda pair: -pair[0])]
-
-    # --- one recipe
 
     def judge(self, recipe: Recipe, space: Space, seconds: float = math.inf) -> Result | None:
         """Cross-fit a recipe, as far as an earlier call has not done so, and keep its result.
