@@ -72,7 +72,7 @@ def judge_trainings(trials: Trials) -> None:
     for space in others:
         ahead = " and ".join(one.name for one in chosen)
         plan.drop(f"trainings from {space.name}", f"trainings from {space.name}: {ahead} give better features")
-    # Starts of a library first; networks that learned from this pool alone gave less than random weights on recordings.
+    # Starts of a library first; where random weights are tried, networks of this pool alone gave less (docs/audio.md).
     chosen = [*chosen, *random] if any(space.is_large for space in chosen) else [*random, *chosen]
     stage = plan.decide(NAME, lambda: _decide(trials, chosen))
     if not trials.announce(stage):
