@@ -1,0 +1,65 @@
+"""Sensitivity at a stated specificity, with thresholds from other examples than those that are counted."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from sft_lightning.report.evaluation import Predictions
+from sft_lightning.report.sensitivity import measure_sensitivity
+from sft_lightning.tasks.classification import Classification
+from sft_lightning.tasks.classification_metrics import wilson
+
+
+def predict(logits: Tensor, labels: Tensor) -> Predictions:
+    ids = [str(i) for i in range(len(labels))]
+    return Predictions("test", ids, logits, logits, labels, Classification(logits.shape[1]))
+
+
+def draw(count: int, seed: int) -> Predictions:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (count,), generator=generator)
+    return predict(torch.nn.functional.one_hot(labels, 3) + torch.randn(count, 3, generator=generator), labels)
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.9, 0.95, 0.999])
+def test_the_threshold_keeps_the_specificity_where_it_was_chosen(wanted: float) -> None:
+    validation, test = draw(400, 0), draw(300, 1)
+    for k, (own, other) in enumerate(
+        zip(measure_sensitivity(validation, validation, wanted), measure_sensitivity(test, validation, wanted),
+            strict=True)
+    ):  # fmt: skip
+        assert own is not None
+        assert other is not None
+        assert own.threshold == other.threshold
+        assert wanted <= own.specificity[0] < wanted + 1 / own.negatives + 1e-9
+        scores, labels = test.logits.softmax(1)[:, k], test.labels == k
+        assert other.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+        share = np.mean(scores[labels].numpy() >= other.threshold)
+        assert other.sensitivity == pytest.approx((share, *wilson(share, int(labels.sum()))))
+        assert other.specificity[0] == pytest.approx(np.mean(scores[~labels].numpy() < other.threshold))
+        assert (other.positives, other.negatives) == (int(labels.sum()), int((~labels).sum()))
+
+
+def test_ties_count_against_the_threshold() -> None:
+    logits = torch.tensor([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 0], [0, 9]])
+    judged = predict(logits, torch.tensor([0, 0, 0, 0, 1, 1]))
+    first, second = measure_sensitivity(judged, judged, 0.5)
+    assert second is not None
+    assert second.specificity[0] == 1  # four equal values lie below together
+    assert second.sensitivity[0] == 1
+    assert first is not None
+    assert first.threshold == pytest.approx(0, abs=1e-3)
+
+
+def test_a_class_without_examples_has_no_figures() -> None:
+    validation, test = draw(90, 0), draw(60, 1)
+    test.labels[test.labels == 1] = 0
+    first, missing, last = measure_sensitivity(test, validation, 0.9)
+    assert missing is None
+    assert first is not None
+    assert last is not None
+    assert math.isfinite(first.auroc)
