@@ -3,9 +3,9 @@
     python scripts/bench/efficientnet_lite0.py eff.safetensors
     python scripts/bench/distillation.py --weights eff.safetensors --out scripts/bench/results/distillation.json
 
-The teacher spreads 100 labels of the sample over ImageNet features of EfficientNet-Lite0 (3.4 million parameters); it is
-fitted in seconds. The student is `resnet8` (0.3 million) from random weights, 200 steps of 32 labeled and 96 unlabeled
-images of 48 pixels: by labels alone, and by `DistillModule` with the settings that it has by default, `dist`, or
+The teacher spreads 100 labels of the sample over ImageNet features of EfficientNet-Lite0 (3.4 million parameters) and
+is fitted in seconds. The student is `resnet8` (0.3 million) from random weights, 200 steps of 32 labeled and 96
+unlabeled images of 48 pixels: by labels alone, and by `DistillModule` with the settings that it has by default, `dist`, or
 features beside the answers. Test accuracy of the last iterate for each of three draws of the labels. No setting was
 chosen by these data.
 
