@@ -11,12 +11,12 @@ in `solve`, trained on all labels, and judged on the pool, whose labels are know
 Rules: the recipe with the best `accuracy`, with the least `log loss` or `Brier` score of probabilities at the
 temperature that suits them (one number for each recipe, fitted to the same held-out probabilities), or with the best
 accuracy and of equal ones the least log loss (`tie`). `prior` adds to the accuracy of recipes on features what a prior
-of 10 points over pixels, with a deviation of 10 points, is worth beside these labels. `best` is the accuracy of the recipe that is best on the pool,
-and `mean` that of a recipe by chance.
+of 10 points over pixels, with a deviation of 10 points, is worth beside these labels. `best` is the accuracy of the
+recipe that is best on the pool, and `mean` that of a recipe by chance.
 
 Hypothesis, written down before the first run, after one draw each of icons and textiles: the least log loss is at
-least a point better than the best accuracy on average over the sources, and on none a point worse. The same was stated for
-`prior` before it was first run, for which nothing was tried beforehand.
+least a point better than the best accuracy on average over the sources, and on none a point worse. The same was stated
+for `prior` before it was first run.
 Budget: a quarter of an hour of one core.
 """
 

@@ -5,9 +5,9 @@
 
 The teacher spreads 100 labels of the sample over ImageNet features of EfficientNet-Lite0 (3.4 million parameters) and
 is fitted in seconds. The student is `resnet8` (0.3 million) from random weights, 200 steps of 32 labeled and 96
-unlabeled images of 48 pixels: by labels alone, and by `DistillModule` with the settings that it has by default, `dist`, or
-features beside the answers. Test accuracy of the last iterate for each of three draws of the labels. No setting was
-chosen by these data.
+unlabeled images of 48 pixels: by labels alone, and by `DistillModule` with its defaults, with `dist`, or with features
+beside the answers. Test accuracy of the last iterate for each of three draws of the labels. No setting was chosen by
+these data.
 
 Hypotheses, written down before the first run: the student is at least 5 points above labels alone, and at most 3 below
 its teacher; `dist` and features each change it by less than 2. Budget: 40 minutes of one core.
