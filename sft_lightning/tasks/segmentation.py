@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.tasks.base import Task
-from sft_lightning.tasks.segmentation_metrics import IOU, SegmentationMetrics
+from sft_lightning.tasks.segmentation_metrics import IOU, SegmentationMetrics, average_iou, count_by_image
 from sft_lightning.utils.distributed import is_distributed, sum_over_ranks
 from sft_lightning.utils.errors import InputError, check_decay
 
@@ -49,7 +49,7 @@ class Segmentation(Task):
     is_dense: ClassVar[bool] = True
     metric_titles: ClassVar[dict[str, str]] = {"mean_iou": "mean IoU", "pixel_accuracy": "accuracy of pixels"}
     hub_metrics: ClassVar[tuple[tuple[str, str, str], ...]] = (("mean_iou", "mean_iou", "Mean IoU"),)
-    example_metric: ClassVar[tuple[str, str]] = ("pixel_accuracy", "accuracy of pixels")
+    example_metric: ClassVar[tuple[str, str]] = ("image_iou", "mean IoU of an image")
     explained_class: ClassVar[str] = "its most common class"
     uneven_advice: ClassVar[str] = "`class_weights: balanced` weighs pixels of rare classes more"
     uncertainty_note: ClassVar[str] = "the mean entropy of the pixels, 1 where all classes are equally likely"
@@ -145,9 +145,8 @@ class Segmentation(Task):
         return each.flatten(1).sum(1) / (target >= 0).flatten(1).sum(1).clamp_min(1)
 
     def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the share of counted pixels of each image that are right, (B,)."""
-        right = (outputs.argmax(1) == target).flatten(1).sum(1)
-        return right / (target >= 0).flatten(1).sum(1).clamp_min(1)
+        """Return the intersection over union of each image, averaged over the classes it has or gets, (B,)."""
+        return average_iou(count_by_image(outputs.argmax(1), target, self.num_classes)).float()
 
     def uncertainty(self, outputs: Tensor) -> Tensor:
         """Return the mean entropy of the pixels, 1 where all classes are equally likely, float64, (B,)."""

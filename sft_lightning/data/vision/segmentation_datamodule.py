@@ -18,7 +18,7 @@ from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.data.vision.mask_classes import check_colors
 from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource, open_mask_source
-from sft_lightning.data.vision.mask_storage import MaskedImages, MaskGeometry
+from sft_lightning.data.vision.mask_storage import MaskGeometry
 from sft_lightning.data.vision.masks import Color, make_palette
 from sft_lightning.data.vision.prediction_files import open_prediction_source
 from sft_lightning.data.vision.segmentation_views import ColorView, SegmentationViews
@@ -201,9 +201,8 @@ class SegmentationDataModule(ImageDataModule):
     def labeled_counts(self) -> Tensor:
         """Return the number of pixels of each class in the training masks, int64 of shape (num_classes,)."""
         split = self.splits["labeled"]
-        if not isinstance(split.part.storage, MaskedImages):
-            return torch.zeros(self.num_classes, dtype=torch.int64)
-        return split.part.storage.count_pixels(split.indices)
+        counts = split.part.storage.count_classes(split.indices)
+        return torch.zeros(self.num_classes, dtype=torch.int64) if counts is None else counts.sum(0)
 
     @property
     def palette(self) -> list[Color]:
