@@ -11,8 +11,9 @@ class TaskPresentation(ABC):
     """Part of a task that pages and model cards read.
 
     Attributes:
-        metric_titles: Metrics that a model card lists, by their names; the first is the share of examples that are
-            right.
+        metric_titles: Metrics that a model card lists, by their names; the first has an interval, and is the share of
+            examples that are right where the evaluation gives none.
+        hub_task: Name that hubs have for what its models do; None for that of the modality.
         hub_metrics: Type, name and title of the metrics for hubs of models.
         explained_class: Class of an example whose evidence a page shows: the one with the largest output.
         uneven_advice: Advice for a split in which some classes have far fewer examples than others.
@@ -21,6 +22,7 @@ class TaskPresentation(ABC):
 
     metric_titles: ClassVar[dict[str, str]]
     hub_metrics: ClassVar[tuple[tuple[str, str, str], ...]]
+    hub_task: ClassVar[str | None] = None
     explained_class: ClassVar[str]
     uneven_advice: ClassVar[str]
     uncertainty_note: ClassVar[str]

@@ -97,7 +97,7 @@ class SegmentationMetrics(nn.Module):
         return {name: value.to(torch.float32) for name, value in values.items()}
 
 
-def count_by_image(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
+def count_by_example(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """Count the pixels of each image by class: right ones, true ones and predicted ones, int64, (B, 3, C).
 
     Args:
@@ -135,7 +135,7 @@ def bootstrap_mean_iou(counts: Tensor, seed: int = 0) -> tuple[float, float]:
     Pixels of one image are alike, so that images are drawn and not pixels.
 
     Args:
-        counts: Pixels of each image from `count_by_image`, (N, 3, C).
+        counts: Pixels of each image from `count_by_example`, (N, 3, C).
         seed: Seed of the draws.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -57,6 +57,7 @@ class SelfDistillation(PoolTargets):
     def _load_teacher(self, data: FewLabelData) -> tuple[Encoder, Tensor, Tensor]:
         path = find_weights(Path(self.weights), "head")
         teacher = load_trained_network(path)
+        teacher.require_classes(self.weights)
         if not teacher.head:
             raise InputError(f"strategy SelfDistillation: {self.weights!r} has no classifier: give a run that has one")
         names, own = teacher.metadata["class_names"], data.class_names

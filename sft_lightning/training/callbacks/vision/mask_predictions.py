@@ -118,12 +118,14 @@ def classify_pixels(
     return mask, total / mask.size
 
 
-def lay_over(image: Image.Image, mask: npt.NDArray[np.int16], palette: Sequence[Color]) -> Image.Image:
+def lay_over(
+    image: Image.Image | npt.NDArray[np.uint8], mask: npt.NDArray[np.int16], palette: Sequence[Color]
+) -> Image.Image:
     """Lay the colors of a mask over its image.
 
     Args:
-        image: RGB image.
-        mask: Numbers of classes, int, (H, W).
+        image: RGB image, or its pixels, (H, W, 3).
+        mask: Numbers of classes, int, (H, W); -1 stands for the last color.
         palette: Color of each class.
     """
     colors = np.array(palette, dtype=np.float32)[mask]
