@@ -223,6 +223,18 @@ class SegmentationDataModule(ImageDataModule):
         split, geometry, workers = super().prepare_reading(name, split, train)
         return split, geometry if name in ("unlabeled", "predict") else MaskGeometry.of(geometry), workers
 
+    def read_pair(self, name: str, position: int) -> tuple[Tensor, Tensor]:
+        """Return an image and its mask as networks see them, (C, H, W) in [0, 1] and int64 (H, W).
+
+        Args:
+            name: Name of the split.
+            position: Position in the split.
+        """
+        split = self.splits[name]
+        (batch,) = self._unaugmented(Split(split.part, [split.indices[position]]), torch.device("cpu"), 0)
+        assert isinstance(batch.x, Tensor)
+        return batch.x[0], batch.y[0]
+
     # --- views
 
     def views_of(self, name: str) -> SegmentationViews:
