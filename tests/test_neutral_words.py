@@ -18,7 +18,7 @@ OF_IMAGES = {
     "audit/mask_checks.py",
     "audit/recording_checks.py",
     "report/pixel_evaluation.py", "report/pixels.py",
-    "tasks/segmentation.py", "tasks/segmentation_metrics.py",
+    "tasks/boundary_f1.py", "tasks/segmentation.py", "tasks/segmentation_metrics.py",
 }  # fmt: skip
 # Shapes that documentation gives as an example, and the former name of `input_spec`.
 EVERYWHERE = (

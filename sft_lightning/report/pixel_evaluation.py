@@ -30,6 +30,7 @@ class PixelPredictions:
         features: Mean features of each image, (N, F).
         logits: Logits of sampled pixels, (S, C).
         labels: Classes of these pixels, int64, (S,).
+        boundary_f1: F1 of the boundaries of classes, 0 to 1; NaN where none has one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PixelPredictions:
     features: Tensor
     logits: Tensor
     labels: Tensor
+    boundary_f1: float
 
     @property
     def image_ious(self) -> Tensor:
@@ -117,12 +119,14 @@ class PixelEvaluation:
             )
         if sum(map(len, order)) != len(split):
             raise InputError(f"source {self.data.source.name!r} has {name} images that cannot be read: remove them")
-        metrics.compute()
+        values = metrics.compute()
         assert metrics.confusion is not None
         rows = torch.cat(order).argsort()
         counts, losses, uncertainty, pooled, logits, labels = (torch.cat(part) for part in zip(*pieces, strict=True))
         measures = losses[rows], uncertainty[rows], pooled[rows]
-        return PixelPredictions(name, split.ids, counts[rows], metrics.confusion, *measures, logits, labels)
+        return PixelPredictions(
+            name, split.ids, counts[rows], metrics.confusion, *measures, logits, labels, float(values["boundary_f1"])
+        )
 
 
 def _sample(logits: Tensor, target: Tensor, each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,8 @@ def format_verdict(evaluation: PixelEvaluation, iterate: str) -> list[str]:
         f"{format_split(judged.name).capitalize()} mean IoU: {float(ious.nanmean()):.3f} on {len(judged.ids):,} masks "
         f"(95% interval {low:.3f} to {high:.3f}, by drawing images again). Calling every pixel {names[common]} would "
         f"give {constant:.3f}.",
-        f"Mean Dice is {float(dice.nanmean()):.3f}, and {float(right.sum() / true.sum()):.1%} of the pixels are right. "
+        f"Mean Dice is {float(dice.nanmean()):.3f}, the F1 of boundaries {judged.boundary_f1:.3f}, and "
+        f"{float(right.sum() / true.sum()):.1%} of the pixels are right. "
         f"Averaged over images, the mean IoU of each is {float(judged.image_ious.mean()):.3f}.",
         f"This is the {iterate}. The IoU is lowest for class {names[worst]}: {float(ious[worst]):.3f}.",
     ]

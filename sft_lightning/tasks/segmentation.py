@@ -50,6 +50,7 @@ class Segmentation(Task):
     metric_titles: ClassVar[dict[str, str]] = {
         "mean_iou": "mean IoU",
         "mean_dice": "mean Dice",
+        "boundary_f1": "boundary F1",
         "pixel_accuracy": "accuracy of pixels",
         "loss": "cross-entropy of pixels",
     }
@@ -115,7 +116,7 @@ class Segmentation(Task):
         return ((missed * present).sum(1) / present.sum(1).clamp_min(torch.finfo(p.dtype).tiny)).mean()
 
     def build_metrics(self) -> SegmentationMetrics:
-        """Build loss, mean intersection over union, Dice, accuracy of pixels, and both by class."""
+        """Build loss, mean intersection over union, Dice, boundary F1, accuracy of pixels, and the first by class."""
         return SegmentationMetrics(self.num_classes)
 
     def name_metrics(self, values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:

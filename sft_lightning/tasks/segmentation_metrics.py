@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, SumMetric
 
+from sft_lightning.tasks.boundary_f1 import BoundaryF1
 from sft_lightning.tasks.classification_metrics import restart
 
 IOU = "iou_"  # beginning of the names of metrics by class
@@ -46,10 +47,10 @@ class PixelCounts(Metric):
 
 
 class SegmentationMetrics(nn.Module):
-    """Loss, mean intersection over union, mean Dice, accuracy of pixels, and intersection over union by class.
+    """Loss, mean intersection over union, Dice, boundary F1, accuracy of pixels, and intersection over union by class.
 
-    All are of the pixels of a stage together, not averages over images. Means are over the classes that a pixel has or
-    is predicted to have; other classes have no value.
+    All but the boundary F1 are of the pixels of a stage together, not averages over images. Means are over the classes
+    that a pixel has or is predicted to have; other classes have no value.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -59,7 +60,7 @@ class SegmentationMetrics(nn.Module):
             num_classes: Number of classes C.
         """
         super().__init__()
-        self.pixels = PixelCounts(num_classes)
+        self.pixels, self.boundaries = PixelCounts(num_classes), BoundaryF1(num_classes)
         self.loss_sum, self.loss_count = SumMetric(), SumMetric()
         self.confusion: Tensor | None = None
         self.counted: Tensor | None = None
@@ -72,7 +73,9 @@ class SegmentationMetrics(nn.Module):
             target: Classes, int64, (B, H, W); -1 is not counted.
         """
         outputs = outputs.float()
-        self.pixels.update(outputs.argmax(1), target)
+        predicted = outputs.argmax(1)
+        self.pixels.update(predicted, target)
+        self.boundaries.update(predicted, target)
         self.loss_sum.update(F.cross_entropy(outputs, target, reduction="sum", ignore_index=-1))
         self.loss_count.update((target >= 0).sum())
 
@@ -80,7 +83,8 @@ class SegmentationMetrics(nn.Module):
         """Return the scalars over all batches and processes, store `confusion`, and reset."""
         counts = self.pixels.compute()
         loss = self.loss_sum.compute() / self.loss_count.compute().clamp_min(1)
-        restart(self.pixels, self.loss_sum, self.loss_count)
+        boundary_f1 = self.boundaries.compute()
+        restart(self.pixels, self.boundaries, self.loss_sum, self.loss_count)
         self.confusion = counts.cpu()
         table = self.confusion.double()
         right, true, predicted = table.diag(), table.sum(1), table.sum(0)
@@ -91,6 +95,7 @@ class SegmentationMetrics(nn.Module):
             "loss": loss,
             "mean_iou": iou.mean(),
             "mean_dice": dice.mean(),
+            "boundary_f1": boundary_f1,
             "pixel_accuracy": right.sum() / table.sum(),
         }
         values |= {f"{IOU}{k}": right[k] / union[k] for k in there.nonzero()[:, 0].tolist()}

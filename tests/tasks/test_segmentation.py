@@ -90,6 +90,7 @@ def test_metrics_equal_a_plain_implementation() -> None:
         assert found[f"iou_{c}"] == pytest.approx(ious[c], abs=1e-6)
     assert found["mean_iou"] == pytest.approx(np.mean(ious), abs=1e-6)
     assert found["mean_dice"] == pytest.approx(np.mean(dices), abs=1e-6)
+    assert 0 <= found["boundary_f1"] <= 1
     assert found["pixel_accuracy"] == pytest.approx((truth == guess)[truth >= 0].mean(), abs=1e-6)
     assert found["loss"] == pytest.approx(F.cross_entropy(logits, y, ignore_index=-1).item(), rel=1e-5)
     y[:], logits[:, 1] = 1, 100.0

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.report.pixel_evaluation import PixelEvaluation
 from sft_lightning.report.pixels import render_confusions
 from sft_lightning.tasks.segmentation_metrics import average_iou, bootstrap_mean_iou, count_by_example
-from tests.scenes import write_scenes
+from sft_lightning.training.callbacks.vision.tiles import classify_tiles, place_tiles
+from tests.scenes import make_scene, write_scenes
 from tests.tasks.test_segmentation import FIT, draw, read_rows
 
 RUN = "lightning_logs/seg/version_0"
@@ -181,3 +183,52 @@ def test_an_exported_network_starts_another_training(run: Path, caplog: pytest.L
         )
         assert all(torch.equal(ours[name], theirs[name]) for name in ours if "decoder" in name and "weight" in name)
         assert torch.equal(ours["head.weight"], theirs["head.weight"]) == (part == "model")
+
+
+def test_tiles_cover_each_pixel_once_or_more_and_are_joined_without_seams() -> None:
+    for length in (5, 16, 17, 29, 100):
+        starts = place_tiles(length, 16)
+        covered = np.zeros(max(length, 16), dtype=int)
+        for start in starts:
+            covered[max(0, start) : start + 16] += 1
+        assert covered[:length].min() >= 1
+        assert length <= 16 or (starts[0] == 0 and starts[-1] + 16 == length)
+        assert all(b - a <= 12 for a, b in pairwise(starts))
+    seen: list[int] = []
+
+    def compute(images: Tensor) -> Tensor:
+        """Call bright pixels class 1."""
+        seen.append(len(images))
+        bright = images.float().mean(1) / 255
+        return torch.stack([1 - bright, bright], 1) * 20
+
+    for sides in ((40, 30), (100, 10), (16, 50)):
+        pixels = (np.mgrid[: sides[1], : sides[0]].sum(0) % 9 < 4) * 255
+        image = Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+        mask, confidence = classify_tiles(compute, image, 16, 16, (255, 255, 255), 3)
+        assert np.array_equal(mask, pixels > 0)
+        assert confidence > 0.99
+    assert max(seen) == 3
+    constant = torch.tensor([0.0, 1.0, 3.0])[None, :, None, None].expand(-1, -1, 8, 8)
+    mask, confidence = classify_tiles(lambda x: constant.expand(len(x), -1, -1, -1), image, 20, 8, (0, 0, 0), 4)
+    assert (mask == 2).all()
+    assert confidence == pytest.approx(float(constant[0, :, 0, 0].softmax(0)[2]), abs=1e-5)
+
+
+def test_large_images_are_predicted_in_tiles(run: Path) -> None:
+    image, truth = (np.concatenate([np.concatenate(row, 1) for row in pair]) for pair in zip(
+        *[[[make_scene(70 + 3 * k + j)[which] for j in range(3)] for which in range(2)] for k in range(2)], strict=True
+    ))  # fmt: skip
+    Path("large").mkdir()
+    Image.fromarray(image).save("large/a.png")
+    Image.fromarray(image[:32, :32]).save("large/small.png")
+    shares = {}
+    for words in ([], ["--data.predict_tile=32"]):
+        assert main(["predict", str(run), "large", *words]) == 0
+        for row in read_rows(run / "predictions.csv"):
+            with Image.open(run / row["mask"]) as mask:
+                expected = truth if row["path"] == "a.png" else truth[:32, :32]
+                assert mask.size == expected.shape[::-1]
+                shares[row["path"], bool(words)] = (np.asarray(mask) == expected).mean()
+    assert shares["a.png", True] > max(0.85, shares["a.png", False])
+    assert shares["small.png", True] == shares["small.png", False]

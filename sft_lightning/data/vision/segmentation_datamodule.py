@@ -62,6 +62,7 @@ class SegmentationDataModule(ImageDataModule):
         steps_per_epoch: int | None = None,
         num_workers: int | None = None,
         predict_source: str | None = None,
+        predict_tile: int | None = None,
     ) -> None:
         """Open the source; `setup` reads the masks once, to check them.
 
@@ -104,11 +105,13 @@ class SegmentationDataModule(ImageDataModule):
                 else over the labeled ones.
             num_workers: Number of processes that decode files; null for one per available core, at most 8.
             predict_source: Folder, table or file of images that `predict` reads; null for the test split.
+            predict_tile: Side in pixels of the squares in which `predict` looks at larger images, each resized to
+                `image_size`, and whose masks are joined; null to look at whole images.
 
         Raises:
             InputError: A setting has an invalid value.
         """
-        check_min(4, image_size=image_size)
+        check_min(4, image_size=image_size, predict_tile=predict_tile)
         if image_size % 4:
             raise InputError(
                 f"image_size is {image_size}: give a multiple of 4, the stride of a network's map of pixels"
@@ -117,6 +120,7 @@ class SegmentationDataModule(ImageDataModule):
             raise InputError(f"resize is {resize!r}: give pad or squash, under which all of an image is seen")
         if not 0 <= ignore_index < 2**16:
             raise InputError(f"ignore_index is {ignore_index}: give a value of masks from 0 to 65535")
+        self.predict_tile = predict_tile
         self.class_colors, self.ignore_index = class_colors, ignore_index  # `open_source` needs them
         if class_colors is not None:
             check_colors(class_colors)
