@@ -16,7 +16,7 @@ from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.data.open_data import get_data_class
-from sft_lightning.export.evaluate import NUM_COMPARED, evaluate_export
+from sft_lightning.export.evaluate import NUM_COMPARED, NUM_MAPS, evaluate_export
 from sft_lightning.export.model_card import CardData, format_model_card
 from sft_lightning.export.program_form import find_form
 from sft_lightning.export.programs import check_format, describe_parity, write_program
@@ -28,6 +28,7 @@ from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.temperature import read_temperature
 from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.runs.trained_network import TrainedNetwork, load_trained_network
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
 from sft_lightning.utils.inputs import InputSpec
@@ -96,12 +97,13 @@ def export(
     data = config.get("data") or {}
     metadata: dict[str, Any] = {"part": part, **trained.metadata}
     if (form := find_form(metadata)) is not None:
-        ours = str(data.get("class_path")).rpartition(".")[2] == get_data_class(spec.modality).__name__
+        known_classes = get_data_class(spec.modality).__name__, "SegmentationDataModule"
+        ours = str(data.get("class_path")).rpartition(".")[2] in known_classes
         metadata["preprocessing"] = form.describe_preprocessing((data.get("init_args") or {}) if ours else {})
     most = measure_on if trained.head and folder is not None else 0
     if most:
         rank_zero_info(f"Measuring on at most {most:,} examples (--measure_on 0 leaves it out).")
-    compared = 0 if format == "safetensors" else NUM_COMPARED
+    compared = 0 if format == "safetensors" else NUM_MAPS if trained.is_dense else NUM_COMPARED
     evaluation = evaluate_export(run, trained, folder, most, compared) if most or compared else None
     if evaluation is not None and evaluation.metrics:
         metadata["metrics"] = {"split": evaluation.kind, spec.plural: evaluation.count, **evaluation.metrics}
@@ -113,7 +115,8 @@ def export(
         }
     elif known is not None and part != "backbone":
         metadata["temperature"] = {"value": known.value, "held_out_labels": known.labels}
-    if "target" in trained.metadata and part != "backbone":
+    target = trained.metadata.get("target", "class")
+    if part != "backbone" and make_task(target, len(metadata["class_names"]) or 2).has_thresholds:
         limits = evaluation.thresholds if evaluation is not None and len(evaluation.thresholds) else None
         metadata["thresholds"] = [0.5] * len(trained.head["weight"]) if limits is None else limits.tolist()
     if format == "safetensors" or evaluation is None:

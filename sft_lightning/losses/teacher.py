@@ -92,6 +92,7 @@ def load_teacher(name: str, spec: InputSpec, class_names: Sequence[str], needs_c
             ) from error
     path = find_weights(Path(name), "head")
     trained = load_trained_network(path)
+    trained.require_classes(name)
     backbone, head = trained.network(), _load_head(trained, path)
     if backbone.input_spec != spec:
         raise InputError(

@@ -217,7 +217,7 @@ def test_data_config_takes_the_place_of_another(
 
 @pytest.mark.parametrize("name", strategies.__all__)
 def test_every_strategy_has_a_config(name: str) -> None:
-    own = [config for config in (*STRATEGIES, *MULTI_LABEL) if f"class_path: {name}" in config.read_text()]
+    own = [config for config in (*STRATEGIES, *MULTI_LABEL, *SEGMENTATION) if f"class_path: {name}" in config.read_text()]
     assert own
 
 

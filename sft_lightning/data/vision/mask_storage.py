@@ -96,8 +96,10 @@ class MaskedImages(FileImages):
         return cls(paths, ids, masks, codings[0])
 
     def digest(self) -> str:
-        """Compute the SHA-256 of names and contents of images and masks."""
-        return combine_digests([("images", super().digest().encode()), ("masks", self._digest_masks().encode())])
+        """Compute the SHA-256 of names and contents of images and masks, and of what the masks mean."""
+        meaning = repr((self.coding.class_names, sorted(self.coding.numbers.items()), self.coding.ignore_index))
+        pieces = {"images": super().digest(), "masks": self._digest_masks(), "classes": meaning}
+        return combine_digests([(name, content.encode()) for name, content in pieces.items()])
 
     def _digest_masks(self) -> str:
         with_mask = [i for i, mask in enumerate(self.masks) if mask is not None]
@@ -127,21 +129,22 @@ class MaskedImages(FileImages):
             found = dict(zip(order, pool.map(check, order), strict=True))
         return reasons | {i: reason for i, reason in found.items() if reason is not None}
 
-    def count_pixels(self, indices: Iterable[int]) -> Tensor:
-        """Count the pixels of each class in some masks, as the files have them, int64, (num_classes,).
+    def count_classes(self, indices: Sequence[int]) -> Tensor:
+        """Count the pixels of each class in some masks, as the files have them, int64, (N, num_classes).
 
         Args:
-            indices: Positions of the images; those without a mask or with an unreadable one count for nothing.
+            indices: Positions of the images; those without a mask or with an unreadable one have no pixels.
         """
-        paths = [mask for i in indices if (mask := self.masks[i]) is not None]
         count = len(self.coding.class_names)
 
-        def of_one(path: Path) -> npt.NDArray[np.int64]:
+        def of_one(i: int) -> npt.NDArray[np.int64]:
+            path = self.masks[i]
             try:
-                mask = self.coding.read(path)
+                mask = self.coding.read(path) if path is not None else None
             except OSError:
-                return np.zeros(count, dtype=np.int64)
-            return np.bincount(mask[mask >= 0].ravel(), minlength=count)
+                mask = None
+            return np.bincount([] if mask is None else mask[mask >= 0].ravel(), minlength=count)
 
         with ThreadPoolExecutor(max_workers=_THREADS) as pool:
-            return torch.from_numpy(sum(pool.map(of_one, paths), np.zeros(count, dtype=np.int64)))
+            counts = [*pool.map(of_one, indices)]
+        return torch.from_numpy(np.array(counts, dtype=np.int64).reshape(len(indices), count))

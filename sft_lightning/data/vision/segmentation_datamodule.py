@@ -18,7 +18,7 @@ from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.data.vision.mask_classes import check_colors
 from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource, open_mask_source
-from sft_lightning.data.vision.mask_storage import MaskedImages, MaskGeometry
+from sft_lightning.data.vision.mask_storage import MaskGeometry
 from sft_lightning.data.vision.masks import Color, make_palette
 from sft_lightning.data.vision.prediction_files import open_prediction_source
 from sft_lightning.data.vision.segmentation_views import ColorView, SegmentationViews
@@ -62,6 +62,7 @@ class SegmentationDataModule(ImageDataModule):
         steps_per_epoch: int | None = None,
         num_workers: int | None = None,
         predict_source: str | None = None,
+        predict_tile: int | None = None,
     ) -> None:
         """Open the source; `setup` reads the masks once, to check them.
 
@@ -104,11 +105,13 @@ class SegmentationDataModule(ImageDataModule):
                 else over the labeled ones.
             num_workers: Number of processes that decode files; null for one per available core, at most 8.
             predict_source: Folder, table or file of images that `predict` reads; null for the test split.
+            predict_tile: Side in pixels of the squares in which `predict` looks at larger images, each resized to
+                `image_size`, and whose masks are joined; null to look at whole images.
 
         Raises:
             InputError: A setting has an invalid value.
         """
-        check_min(4, image_size=image_size)
+        check_min(4, image_size=image_size, predict_tile=predict_tile)
         if image_size % 4:
             raise InputError(
                 f"image_size is {image_size}: give a multiple of 4, the stride of a network's map of pixels"
@@ -117,6 +120,7 @@ class SegmentationDataModule(ImageDataModule):
             raise InputError(f"resize is {resize!r}: give pad or squash, under which all of an image is seen")
         if not 0 <= ignore_index < 2**16:
             raise InputError(f"ignore_index is {ignore_index}: give a value of masks from 0 to 65535")
+        self.predict_tile = predict_tile
         self.class_colors, self.ignore_index = class_colors, ignore_index  # `open_source` needs them
         if class_colors is not None:
             check_colors(class_colors)
@@ -201,9 +205,8 @@ class SegmentationDataModule(ImageDataModule):
     def labeled_counts(self) -> Tensor:
         """Return the number of pixels of each class in the training masks, int64 of shape (num_classes,)."""
         split = self.splits["labeled"]
-        if not isinstance(split.part.storage, MaskedImages):
-            return torch.zeros(self.num_classes, dtype=torch.int64)
-        return split.part.storage.count_pixels(split.indices)
+        counts = split.part.storage.count_classes(split.indices)
+        return torch.zeros(self.num_classes, dtype=torch.int64) if counts is None else counts.sum(0)
 
     @property
     def palette(self) -> list[Color]:
@@ -223,6 +226,18 @@ class SegmentationDataModule(ImageDataModule):
         """Return the split, how it is read, and the number of workers; masks of unlabeled images are not read."""
         split, geometry, workers = super().prepare_reading(name, split, train)
         return split, geometry if name in ("unlabeled", "predict") else MaskGeometry.of(geometry), workers
+
+    def read_pair(self, name: str, position: int) -> tuple[Tensor, Tensor]:
+        """Return an image and its mask as networks see them, (C, H, W) in [0, 1] and int64 (H, W).
+
+        Args:
+            name: Name of the split.
+            position: Position in the split.
+        """
+        split = self.splits[name]
+        (batch,) = self._unaugmented(Split(split.part, [split.indices[position]]), torch.device("cpu"), 0)
+        assert isinstance(batch.x, Tensor)
+        return batch.x[0], batch.y[0]
 
     # --- views
 

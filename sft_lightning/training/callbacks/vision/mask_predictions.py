@@ -21,8 +21,10 @@ from sft_lightning.data.vision.images import place_box
 from sft_lightning.data.vision.masks import Color, save_mask
 from sft_lightning.data.vision.segmentation_datamodule import SegmentationDataModule
 from sft_lightning.training.callbacks.predictions import PredictionWriter, describe_predictions
+from sft_lightning.training.callbacks.vision.tiles import classify_tiles
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.transfer import to_device
 
 FOLDER = "predicted_masks"
 _DESCRIPTION = "predictions.json"
@@ -35,8 +37,9 @@ class MaskWriter(PredictionWriter):
     """Writes masks and overlays to `predicted_masks`, and where they are, their confidence and shares to the table.
 
     A mask is as large as its image, upright as its EXIF says: logits are enlarged before each pixel gets the class of
-    the largest. `confidence` is the mean over the pixels of the probability of their class, `share(CLASS)` the share of
-    the pixels that have the class. Masks of another source or checkpoint get another folder, `predicted_masks_N`.
+    the largest. With `predict_tile`, larger images are predicted in squares of that side. `confidence` is the mean over
+    the pixels of the probability of their class, `share(CLASS)` the share of the pixels that have the class. Masks of
+    another source or checkpoint get another folder, `predicted_masks_N`.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,7 +69,7 @@ class MaskWriter(PredictionWriter):
         for name, position, logits in zip(names, prediction["indices"].tolist(), prediction["logits"], strict=True):
             path = self._storage.path_of(self._position[position])
             image = open_image(path, 3, self._data.geometry.background, ranges=self._data.geometry.ranges)
-            mask, confidence = classify_pixels(logits, image.size, self._data.geometry.box(*image.size, None))
+            mask, confidence = self._classify(trainer, pl_module, image, logits)
             file = self._masks / self._names[position]
             file.parent.mkdir(parents=True, exist_ok=True)
             overlay = file.with_name(f"{file.stem}_overlay.jpg")
@@ -83,6 +86,24 @@ class MaskWriter(PredictionWriter):
             for column, cell in zip(columns.values(), row, strict=True):
                 column.append(cell)
         return columns
+
+    def _classify(
+        self, trainer: Trainer, pl_module: Any, image: Image.Image, logits: Tensor
+    ) -> tuple[npt.NDArray[np.int16], float]:
+        """Return the class of each pixel of an image and their mean probability: in squares where it is larger."""
+        data, geometry, tile = self._data, self._data.geometry, self._data.predict_tile
+        if tile is None or max(image.size) <= tile:
+            return classify_pixels(logits, image.size, geometry.box(*image.size, None))
+        plugin = trainer.precision_plugin
+
+        def compute(pixels: Tensor) -> Tensor:
+            with torch.no_grad(), plugin.forward_context():
+                x = plugin.convert_input(data.views.prepare(to_device(pixels, pl_module.device)))
+                outputs: Tensor = pl_module.evaluated(x)[1]
+            return outputs.float().cpu()
+
+        image = image if geometry.channels == 3 else image.convert("L")
+        return classify_tiles(compute, image, tile, geometry.size, geometry.background, data.eval_batch_size)
 
 
 def classify_pixels(
@@ -118,12 +139,14 @@ def classify_pixels(
     return mask, total / mask.size
 
 
-def lay_over(image: Image.Image, mask: npt.NDArray[np.int16], palette: Sequence[Color]) -> Image.Image:
+def lay_over(
+    image: Image.Image | npt.NDArray[np.uint8], mask: npt.NDArray[np.int16], palette: Sequence[Color]
+) -> Image.Image:
     """Lay the colors of a mask over its image.
 
     Args:
-        image: RGB image.
-        mask: Numbers of classes, int, (H, W).
+        image: RGB image, or its pixels, (H, W, 3).
+        mask: Numbers of classes, int, (H, W); -1 stands for the last color.
         palette: Color of each class.
     """
     colors = np.array(palette, dtype=np.float32)[mask]
