@@ -217,8 +217,8 @@ def test_data_config_takes_the_place_of_another(
 
 @pytest.mark.parametrize("name", strategies.__all__)
 def test_every_strategy_has_a_config(name: str) -> None:
-    own = [config for config in (*STRATEGIES, *MULTI_LABEL, *SEGMENTATION) if f"class_path: {name}" in config.read_text()]
-    assert own
+    configs = (*STRATEGIES, *MULTI_LABEL, *SEGMENTATION)
+    assert any(f"class_path: {name}" in config.read_text() for config in configs)
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda p: p.stem)
