@@ -17,6 +17,7 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.data.open_data import get_data_class
 from sft_lightning.export.evaluate import NUM_COMPARED, NUM_MAPS, evaluate_export
+from sft_lightning.export.int8 import describe_int8, get_int8_path, write_int8
 from sft_lightning.export.model_card import CardData, format_model_card
 from sft_lightning.export.program_form import find_form
 from sft_lightning.export.programs import check_format, describe_parity, write_program
@@ -46,6 +47,7 @@ def export(
     out: str | None = None,
     wise: float = 1.0,
     measure_on: int = 2000,
+    int8: bool = False,
 ) -> Path:
     """Write a part of a trained model, with a JSON of the same name and a model card beside it.
 
@@ -61,6 +63,8 @@ def export(
             from.
         measure_on: Number of examples of the test split (else of validation) for the card's metrics, sampled with the
             data's seed; 0 for a card without metrics.
+        int8: Whether to write an ONNX program in 8-bit integers, too, with the ending `.int8.onnx`: a quarter of the
+            size, and faster on most CPUs. Its accuracy and speed are measured beside those of the other.
 
     Returns:
         Path of the file.
@@ -86,6 +90,8 @@ def export(
             )
     check_fraction(wise=wise)
     check_min(0, measure_on=measure_on)
+    if int8 and (format != "onnx" or part != "model" or folder is None):
+        raise InputError("int8 is true, which is for a model of a run as ONNX: give --format onnx and --part model")
     file = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
     if file.suffix != f".{format}":
         raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
@@ -124,6 +130,9 @@ def export(
     else:
         metadata = write_program(file, format, trained, evaluation, metadata, classifier)
         rank_zero_info(f"Parity: {file.name} {describe_parity(metadata['parity'], spec.plural)}.")
+        if int8:
+            metadata["int8"] = write_int8(run, file, metadata, measure_on)
+            rank_zero_info(f"8 bits: {get_int8_path(file).name}, {describe_int8(metadata['int8'], spec.plural)}.")
     write_json(metadata_path(file), metadata)
     trained.network().keep_files(file.parent)
     state = describe_checkpoint(checkpoint, metadata["step"]) + (

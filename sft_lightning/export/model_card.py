@@ -18,6 +18,7 @@ from sft_lightning.data.label_columns import SEPARATOR
 from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_split_counts
 from sft_lightning.export.evaluate import ExportEvaluation
+from sft_lightning.export.int8 import describe_int8
 from sft_lightning.export.program_form import find_form
 from sft_lightning.export.programs import describe_parity
 from sft_lightning.export.usage_snippet import format_snippet, metadata_path
@@ -181,6 +182,9 @@ def _write_use(card: CardData) -> str:
         sentences.append(f"The written file, read back, {parity}.")
         if metadata["format"] == "pt2":
             sentences.append("PyTorch reads `.pt2` files of its own version; of another one it may refuse them.")
+    if measured := metadata.get("int8"):
+        what = escape_markdown(describe_int8(measured, card.spec.plural))
+        sentences.append(f"`{measured['file']}` is the same in 8-bit integers: {what}.")
     return "\n\n".join(sentences)
 
 

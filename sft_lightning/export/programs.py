@@ -110,7 +110,7 @@ def write_program(
                 # and print whole graphs of networks that they cannot write.
                 warnings.simplefilter("ignore")
                 {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, form, staged, contract)
-                run = {"onnx": _read_onnx, "pt2": _read_pt2}[language](staged)
+                run = {"onnx": read_onnx, "pt2": _read_pt2}[language](staged)
                 parity = _check_parity(run, form, measured, expected, language, task)
         except InputError:
             raise
@@ -145,15 +145,20 @@ def _run_pytorch(
 ) -> Tensor:
     """Compute the expected outputs without a `Program`, so that a mistake in that class would show."""
     network = trained.network()
-    x = torch.cat([network(form.decode(some)) for some in _split(given, [32])])
+    x = torch.cat([network(form.decode(some)) for some in split_inputs(given, [32])])
     if with_head and classifier is not None:
         logits: Tensor = classifier(x)
         return logits
     return rebuild_head(trained.metadata.get("target", "class"), trained.head)(x) if with_head else x
 
 
-def _split(given: Given, sizes: Sequence[int]) -> Iterator[Given]:
-    """Yield batches of some sizes, the last of which repeats."""
+def split_inputs(given: Given, sizes: Sequence[int]) -> Iterator[Given]:
+    """Yield batches of some sizes, the last of which repeats.
+
+    Args:
+        given: Inputs of a program, (N, ...) each.
+        sizes: Number of examples of each batch.
+    """
     first, number = 0, 0
     while first < count_inputs(given):
         size = sizes[min(number, len(sizes) - 1)]
@@ -198,7 +203,12 @@ def _read_pt2(file: Path) -> Run:
     return lambda given: run(*given.values())
 
 
-def _read_onnx(file: Path) -> Run:
+def read_onnx(file: Path) -> Run:
+    """Return a function that runs an ONNX program on the CPU, with as many threads as torch has.
+
+    Args:
+        file: Path of the program.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -226,7 +236,7 @@ def _check_parity(
     enough = -(-8 // count)  # a few are taken more than once
     given, expected = concatenate_inputs([measured.inputs] * enough), torch.cat([expected] * enough)
     # One alone would fail where an example's batch size became a constant; so would several where 1 became one.
-    batches = [form.cut(batch) for batch in _split(given, [1, 3, 32])]
+    batches = [form.cut(batch) for batch in split_inputs(given, [1, 3, 32])]
     with torch.no_grad():
         outputs = torch.cat([run(batch) for batch in batches])
     apart = (outputs - expected).abs()
