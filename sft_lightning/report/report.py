@@ -22,6 +22,7 @@ from sft_lightning.report.examples import (
 )
 from sft_lightning.report.metrics import project_pca, project_umap
 from sft_lightning.report.run_sections import render_health, render_origin, render_training
+from sft_lightning.report.sensitivity import render_sensitivity
 from sft_lightning.runs.lock import is_training
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.runs.record import RunRecord, read_leaks
@@ -35,13 +36,14 @@ _MAX_MAPPED = 1000  # examples of each kind on a map of the features
 _PARTS: dict[str, Any] = {"class": one_class, "class_set": class_sets}  # by the target of the task
 
 
-def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
+def report(run: str, out: str | None = None, label_next: int = 20, specificity: float = 0.95) -> Path:
     """Write `report.html`, and `label_next.csv` beside it if there are unlabeled examples.
 
     Args:
         run: Folder of a run (its last checkpoint), or a checkpoint.
         out: Path of the page; null for `report.html` in the run's folder.
         label_next: Number of unlabeled examples to propose for labeling; 0 for none.
+        specificity: Specificity at which the sensitivity of each class is counted, above 0 and below 1.
 
     Returns:
         Path of the page.
@@ -50,6 +52,8 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
         InputError: There is no such run, or nothing to evaluate it on.
     """
     check_min(0, label_next=label_next)
+    if not 0 < specificity < 1:
+        raise InputError(f"specificity is {specificity}: give a share above 0 and below 1, such as 0.95")
     with silence_logs():
         opened = LoadedRun(run)
         path = Path(out) if out is not None else opened.folder / "report.html"
@@ -59,7 +63,8 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
             verdict, figure, sections = pixels.describe_run(opened, _describe_iterate(opened), next_path, label_next)
             verdict += _list_caveats(opened, is_unfinished)
         elif opened.classify is not None:
-            verdict, figure, sections = _describe_classifier(opened, path.with_name("label_next.csv"), label_next)
+            next_path = path.with_name("label_next.csv")
+            verdict, figure, sections = _describe_classifier(opened, next_path, label_next, specificity)
         elif isinstance(opened.cli.model, AutoencoderModule):
             curves = read_curves(opened.folder)
             figure = figures.draw_curves(curves or {}, [("Reconstruction loss", ["train/loss", "val/loss"])])
@@ -102,7 +107,9 @@ def _describe_iterate(opened: LoadedRun) -> str:
     return describe_checkpoint(opened.checkpoint, opened.trained.metadata["step"])
 
 
-def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tuple[list[str], Markup, list[Section]]:
+def _describe_classifier(
+    opened: LoadedRun, path: Path, label_next: int, specificity: float
+) -> tuple[list[str], Markup, list[Section]]:
     """Return the sentences of the verdict, the figure beside them, and the sections."""
     # Asked before the evaluation, which takes a while: the run may end meanwhile.
     is_unfinished = is_training(opened.folder)
@@ -123,6 +130,8 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
         Section("Map of the features", _render_map(evaluation, unlabeled)),
         Section("What to label next", render_label_next(evaluation, unlabeled, path, label_next)),
     ]
+    if evaluation.task.target == "class" and (table := render_sensitivity(evaluation, specificity)):
+        sections.insert(1, Section(f"Sensitivity at a specificity of {specificity:.0%}", table))
     return [*results, confidence, *caveats], parts.draw_lead_figure(evaluation), sections
 
 

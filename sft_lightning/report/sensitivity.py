@@ -3,11 +3,16 @@
 import math
 from typing import NamedTuple
 
+from markupsafe import Markup
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 
-from sft_lightning.report.evaluation import Predictions
+from sft_lightning.report.evaluation import Evaluation, Predictions
+from sft_lightning.report.examples import format_split
 from sft_lightning.tasks.classification_metrics import wilson
+from sft_lightning.utils.html import render_note, render_table
+
+_MOST = 30  # classes of a table that is still read
 
 
 class Sensitivity(NamedTuple):
@@ -66,3 +71,32 @@ def _choose_threshold(others: Tensor, wanted: float) -> float:
     """Return the smallest threshold that at least a share of the probabilities of other examples lie below."""
     last = others.sort().values[math.ceil(wanted * len(others) - 1e-9) - 1]
     return float(last.nextafter(last.new_tensor(math.inf)))
+
+
+def render_sensitivity(evaluation: Evaluation, wanted: float) -> Markup:
+    """Return a table with the sensitivity of each class at a stated specificity, or nothing for more than 30 classes.
+
+    Args:
+        evaluation: Evaluation of a classifier of one class for each example.
+        wanted: Specificity, above 0 and below 1.
+    """
+    names, judged, validation = evaluation.class_names, evaluation.judged, evaluation.validation
+    if len(names) > _MOST:
+        return Markup()
+    rows = []
+    for name, one in zip(names, measure_sensitivity(judged, validation or judged, wanted), strict=True):
+        if one is None:
+            rows.append((name, "-", "-", "-", "-"))
+            continue
+        shares = (f"{mean:.1%} ({low:.1%} to {high:.1%})" for mean, low, high in (one.sensitivity, one.specificity))
+        rows.append((name, f"{one.auroc:.3f}", f"{one.threshold:.3f}", *shares))
+    split = format_split(judged.name)
+    where = f"chosen on the validation split and counted on the {split} split"
+    if validation is None:
+        where = f"chosen and counted on the {split} split, which makes them look better than they are"
+    note = (
+        f"Each class against all others. Thresholds of the probability are {where}, so that the specificity is at "
+        f"least {wanted:.0%} where they were chosen; set another with --specificity. In brackets: 95% intervals."
+    )
+    head = ("class", "AUROC", "threshold", "sensitivity", "specificity")
+    return render_note(note) + render_table(head, rows)

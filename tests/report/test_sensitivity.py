@@ -1,6 +1,9 @@
 """Sensitivity at a stated specificity, with thresholds from other examples than those that are counted."""
 
 import math
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from sft_lightning.__main__ import main
 from sft_lightning.report.evaluation import Predictions
 from sft_lightning.report.sensitivity import measure_sensitivity
 from sft_lightning.tasks.classification import Classification
@@ -63,3 +67,20 @@ def test_a_class_without_examples_has_no_figures() -> None:
     assert first is not None
     assert last is not None
     assert math.isfinite(first.auroc)
+
+
+def test_the_page_of_a_run_shows_it(workdir: Path, cli_error: Callable[..., str]) -> None:
+    words = ["--model=FrozenFeatureClassifier", "--data=ImageDataModule", "--data.source=sample"]
+    words += ["--data.num_labels=60", "--run_name=mine"]
+    assert main(["fit", *words, "--data.val_size=300"]) == 0
+    run = "lightning_logs/mine/version_0"
+    assert main(["report", run, "--specificity=0.9", "--label_next=0"]) == 0
+    page = Path(run, "report.html").read_text()
+    assert "Sensitivity at a specificity of 90%" in page
+    assert "chosen on the validation split and counted on the test split" in page
+    table = page[page.index("AUROC") :]
+    found = re.search(r"Ankle boot</td><td>([\d.]+)</td><td>[\d.]+</td><td>([\d.]+)%", table)
+    assert found is not None
+    assert float(found[1]) > 0.8
+    assert float(found[2]) > 40
+    assert "specificity is 1.5: give a share above 0 and below 1" in cli_error("report", run, "--specificity=1.5")
