@@ -80,7 +80,7 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
 ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "decoupled", "self_supervised")]
 ONE_OF_EACH.append(CONFIGS / "semi_supervised" / "freematch.yaml")
 LONG = {*STRATEGIES} - {CONFIGS / "semi_supervised" / f"{name}.yaml" for name in ("fixmatch", "freematch")}
-LONG |= {*SEGMENTATION} - {CONFIGS / "segmentation" / "fixmatch.yaml"}
+LONG |= {*SEGMENTATION} - {CONFIGS / "segmentation" / "segmentation_fixmatch.yaml"}
 LONG |= {*PRETRAINING, *(set(RECORDINGS) - {CONFIGS / "audio" / "audio_softmatch.yaml"})}
 LONG |= {*(CONFIGS / "reference").glob("*resnet50*.yaml"), *(CONFIGS / "reference").glob("*fashion_mnist.yaml")}
 SHORT = ["--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=2", "--trainer.log_every_n_steps=1"]
@@ -211,7 +211,8 @@ def test_data_config_takes_the_place_of_another(
 
 @pytest.mark.parametrize("name", strategies.__all__)
 def test_every_strategy_has_a_config(name: str) -> None:
-    own = [config for config in (*STRATEGIES, *MULTI_LABEL, *SEGMENTATION) if f"class_path: {name}" in config.read_text()]
+    configs = (*STRATEGIES, *MULTI_LABEL, *SEGMENTATION)
+    own = [config for config in configs if f"class_path: {name}" in config.read_text()]
     assert own
 
 
