@@ -97,7 +97,7 @@ def time_plain_loop(cli: SFTCLI, args: argparse.Namespace) -> float:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         epochs.append(time.perf_counter() - start)
-    return statistics.median(epochs[1:]) / args.steps
+    return float(statistics.median(epochs[1:]) / args.steps)
 
 
 def main() -> None:

@@ -155,11 +155,10 @@ def _compare_masks(*places: tuple[SplitStats[Any], int]) -> float:
     for one, index in places:
         storage = one.split.part.storage
         assert isinstance(storage, MaskedImages)
-        path, coding = storage.masks[index], storage.coding
-        if path is None or one.name == "unlabeled":
+        if storage.masks[index] is None or one.name == "unlabeled":
             return 0.0
         try:
-            masks.append(coding.read(path))
+            masks.append(storage.read_mask(index))
         except OSError:
             return 0.0
     first, second = masks

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,7 +125,8 @@ def _measure_pixels(
         return evaluation
     chosen, num_classes = add_subset(data, name, most), len(trained.head["weight"])
     network, head = trained.network(), rebuild_head(data.target, trained.head)
-    metrics, counts = make_task(data.target, num_classes).build_metrics(), []
+    metrics: Any = make_task(data.target, num_classes).build_metrics()
+    counts = []
     for batch in data.batches_of(chosen, torch.device("cpu")):
         logits = head(network(batch.x))
         metrics.update(logits, batch.y)

@@ -54,7 +54,7 @@ def format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], lis
     if present:
         worst = min(present, key=lambda k: float(f1[k]))
         results[2] += f" F1 is lowest for class {names[worst]}: {float(f1[worst]):.3f}."
-    return results, format_caveats(evaluation)
+    return results, format_caveats(judged.name, plural)
 
 
 def draw_lead_figure(evaluation: Evaluation) -> Markup:

@@ -66,7 +66,7 @@ def describe_run(
     title = f"Intersection over union of each class on the {format_split(judged.name)} split"
     mean = float(average_iou(judged.totals))
     figure = figures.draw_sorted_recall(ious[~ious.isnan()].tolist(), mean, title, ("IoU", "mean"))
-    caveats = one_class.format_caveats(evaluation)
+    caveats = one_class.format_caveats(judged.name, evaluation.data.input_spec.plural)
     return [*format_verdict(evaluation, iterate), f"In pixels: {confidence}", *caveats], figure, sections
 
 

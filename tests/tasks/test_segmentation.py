@@ -244,9 +244,9 @@ def test_unimatch_by_hand(strategy: UniMatch | UniMatchV2) -> None:
     seed = torch.Generator().manual_seed(batch.seed)
     channels = [level.channels for level in model.backbone.decoder.levels]  # type: ignore[union-attr]
     if isinstance(strategy, UniMatch):
-        p, label = compute(batch.weak).softmax(1).max(1)  # type: ignore[arg-type]
+        p, label = compute(batch.weak).softmax(1).max(1)
         scales = [(torch.rand(4, c, generator=seed) >= 0.25) / 0.75 for c in channels]
-        parts = [0.3 * cross_entropy(compute(batch.weak, scales), label, (p >= 0.5).float(), None)]  # type: ignore[arg-type]
+        parts = [0.3 * cross_entropy(compute(batch.weak, scales), label, (p >= 0.5).float(), None)]
         for x, cut in ((batch.strong, batch.cut), (batch.strong_2, batch.cut_2)):
             parts.append(0.35 * cross_entropy(compute(x), label, (p >= 0.5).float(), cut))  # type: ignore[arg-type]
     else:
@@ -260,7 +260,7 @@ def test_unimatch_by_hand(strategy: UniMatch | UniMatchV2) -> None:
             0.5 * cross_entropy(logits[:4], label, (p >= 0.5).float(), batch.cut),
             0.5 * cross_entropy(logits[4:], label, (p >= 0.5).float(), batch.cut_2),
         ]
-    student = None if strategy.student is None else model.outputs(batch.strong)  # type: ignore[arg-type]
+    student = None if strategy.student is None else model.outputs(batch.strong)
     result = strategy.loss(StrategyInputs(model, batch, student, None, None))  # type: ignore[arg-type]
     assert result.loss.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-4)
     assert 0 < (p >= 0.5).float().mean() < 1

@@ -79,7 +79,7 @@ class MaskedImages(FileImages):
         path, size = self.masks[index], geometry.size
         if path is None:
             return {"image": image, "mask": torch.full((size, size), IGNORED, dtype=torch.int16)}
-        mask = self.coding.read(path)
+        mask = self.read_mask(index)
         box = geometry.box(mask.shape[1], mask.shape[0], seed)
         return {"image": image, "mask": torch.from_numpy(cut_mask(mask, size, box))}
 
@@ -103,14 +103,43 @@ class MaskedImages(FileImages):
 
     def _digest_masks(self) -> str:
         with_mask = [i for i, mask in enumerate(self.masks) if mask is not None]
-        digests = digest_files([mask for mask in self.masks if mask is not None])
-        return combine_digests(sorted(zip([self.ids[i] for i in with_mask], digests, strict=True)))
+        return combine_digests(sorted(zip([self.ids[i] for i in with_mask], self.digest_each(with_mask), strict=True)))
+
+    def read_mask(self, index: int) -> npt.NDArray[np.int16]:
+        """Read the mask of an image that has one as numbers of classes, int16, (H, W); -1 is not counted.
+
+        Args:
+            index: Position of the image.
+
+        Raises:
+            OSError: It cannot be read, or has a value that no class has.
+        """
+        path = self.masks[index]
+        assert path is not None
+        return self.coding.read(path)
+
+    def find_problem(self, index: int) -> str | None:
+        """Return why the mask of an image that has one cannot be used, as a clause that names it, or None.
+
+        Args:
+            index: Position of the image.
+        """
+        path = self.masks[index]
+        assert path is not None
+        return find_mask_problem(self.paths[index], path, self.coding)
+
+    def digest_each(self, indices: Sequence[int]) -> list[bytes | None]:
+        """Compute the SHA-256 of the masks of images that have one; None for one that is gone.
+
+        Args:
+            indices: Positions of the images.
+        """
+        return digest_files([mask for i in indices if (mask := self.masks[i]) is not None])
 
     def contents(self, indices: Iterable[int]) -> list[bytes]:
         """Compute the SHA-256 of each image with its mask; `fingerprints` are of the images alone."""
         chosen = list(indices)
-        masks = digest_files([mask for i in chosen if (mask := self.masks[i]) is not None])
-        found = iter(masks)
+        found = iter(self.digest_each([i for i in chosen if self.masks[i] is not None]))
         return [
             hashlib.sha256(image + (next(found) or b"")).digest() if self.masks[i] is not None else image
             for i, image in zip(chosen, self.fingerprints(chosen), strict=True)
@@ -122,8 +151,7 @@ class MaskedImages(FileImages):
         reasons = super().unreadable(order, measures)
 
         def check(i: int) -> str | None:
-            mask = self.masks[i]
-            return None if mask is None or i in reasons else find_mask_problem(self.paths[i], mask, self.coding)
+            return None if self.masks[i] is None or i in reasons else self.find_problem(i)
 
         with ThreadPoolExecutor(max_workers=_THREADS) as pool:
             found = dict(zip(order, pool.map(check, order), strict=True))
@@ -138,9 +166,8 @@ class MaskedImages(FileImages):
         count = len(self.coding.class_names)
 
         def of_one(i: int) -> npt.NDArray[np.int64]:
-            path = self.masks[i]
             try:
-                mask = self.coding.read(path) if path is not None else None
+                mask = self.read_mask(i) if self.masks[i] is not None else None
             except OSError:
                 mask = None
             return np.bincount([] if mask is None else mask[mask >= 0].ravel(), minlength=count)

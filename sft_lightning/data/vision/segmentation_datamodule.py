@@ -17,9 +17,10 @@ from sft_lightning.data.splits import LeakPolicy, Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.data.vision.mask_classes import check_colors
-from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource, open_mask_source
+from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource
 from sft_lightning.data.vision.mask_storage import MaskGeometry
 from sft_lightning.data.vision.masks import Color, make_palette
+from sft_lightning.data.vision.open_masks import open_mask_source
 from sft_lightning.data.vision.prediction_files import open_prediction_source
 from sft_lightning.data.vision.segmentation_views import ColorView, SegmentationViews
 from sft_lightning.data.vision.sources import open_unlabeled
@@ -68,9 +69,9 @@ class SegmentationDataModule(ImageDataModule):
 
         Args:
             source: Folder with `images` and `masks` of the same names, or with folders train, val, test and unlabeled
-                of such; or a `.csv` / `.parquet` table with the columns path,mask[,split][,group]. An image without a
-                mask is unlabeled.
-            root: Second folder that the files of a table may be in.
+                of such; polygons of YOLO in `labels` instead; a folder or `.json` of COCO; or a `.csv` / `.parquet`
+                table with the columns path,mask[,split][,group]. An image without a mask is unlabeled.
+            root: Second folder that the files of a table or a JSON may be in.
             num_labels: Number of masks to train on; 0 for none, null for all.
             unlabeled_source: Another source whose training images are the unlabeled ones, instead of the rest.
             seed: Seed of the splits and of the order and views of training batches.
