@@ -144,7 +144,7 @@ class Segmentation(Task):
         each = F.cross_entropy(outputs, target, reduction="none", ignore_index=-1)
         return each.flatten(1).sum(1) / (target >= 0).flatten(1).sum(1).clamp_min(1)
 
-    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def example_scores(self, outputs: Tensor, target: Tensor, thresholds: Tensor | None = None) -> Tensor:
         """Return the share of counted pixels of each image that are right, (B,)."""
         right = (outputs.argmax(1) == target).flatten(1).sum(1)
         return right / (target >= 0).flatten(1).sum(1).clamp_min(1)
