@@ -59,8 +59,7 @@ class SmoothedLogisticRegression(NeighborAverage):
 
     def predict_proba(self, x: Tensor) -> Tensor:
         """Return the normalized product of both probabilities, float32, (N, C)."""
-        own, neighbors = self.linear.predict_proba(x), self.average_neighbors(x)
-        return multiply_odds(own, neighbors, self.class_counts) if self.has_sets else multiply(own, neighbors)
+        return multiply(self.linear.predict_proba(x), self.average_neighbors(x), self.linear)
 
     def make_layer(self) -> nn.Module:
         """Return the sum of both logarithms as a layer."""
@@ -83,25 +82,17 @@ def smooth_from(linear: LinearClassifier, y: Tensor, unlabeled: Tensor) -> Tenso
     return torch.cat([own.float(), linear.predict_proba(unlabeled)])
 
 
-def multiply(own: Tensor, neighbors: Tensor) -> Tensor:
-    """Return the product of two kinds of probabilities, scaled to a sum of 1, (N, C).
+def multiply(own: Tensor, neighbors: Tensor, linear: LinearClassifier) -> Tensor:
+    """Return the product of two kinds of probabilities, scaled to a sum of 1, or of odds over those of labels, (N, C).
 
     Args:
-        own: Probabilities, (N, C).
+        own: Probabilities of the classifier, (N, C).
         neighbors: Others of the same examples, (N, C); below 1e-6 they count as 1e-6.
+        linear: Fitted classifier.
     """
+    if linear.has_sets:
+        return (to_logits(own, True) + to_logits(neighbors, True) - estimate_odds(linear.class_counts)).sigmoid()
     return (own.clamp_min(LEAST).log() + neighbors.clamp_min(LEAST).log()).softmax(1)
-
-
-def multiply_odds(own: Tensor, neighbors: Tensor, class_counts: Tensor) -> Tensor:
-    """Return the probabilities whose odds are the product of those of two kinds over those of the labels, (N, C).
-
-    Args:
-        own: Probabilities of each class by itself, (N, C).
-        neighbors: Others of the same examples, (N, C).
-        class_counts: How many labels lack and have each class, (C, 2).
-    """
-    return (to_logits(own, True) + to_logits(neighbors, True) - estimate_odds(class_counts)).sigmoid()
 
 
 class _SumOfLogs(nn.Module):
