@@ -96,7 +96,7 @@ class LabeledSource:
     def unjudged(self) -> list[str]:
         """Names of the classes whose only label, or group, is never held out."""
         if self.targets.ndim == 2:
-            found = find_unjudged_classes(self.targets.numpy(), self.folds)
+            found = find_unjudged_classes(self.targets.numpy(), self.folds, self.groups)
         else:
             found = find_unjudged(self.labels.numpy(), self.folds[None])
         return [self.data.class_names[label] for label in found]

@@ -180,7 +180,7 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
 
 
 def make_trainings(space: Space, source: LabeledSource, steps: int) -> list[Recipe]:
-    """Return LP-FT, and learning from a graph's targets, or from pseudo-labels of each class, if there are unlabeled ones.
+    """Return LP-FT, and learning from targets of a graph, or from pseudo-labels of each class, of unlabeled examples.
 
     Linear probing, then fine-tuning (LP-FT): Kumar et al. 2022. The head starts as logistic regression on the features.
 

@@ -255,6 +255,7 @@ class _Solver:
             "verdict": verdict,
             "recipe": best.recipe.name,
             "metric": metric,
+            "target": self.source.data.target,
             key: [chosen.mean, chosen.low, chosen.high],
             f"test_{key}": None if held is None else float(held.double().mean()),
             "unjudged": self.source.unjudged,

@@ -75,7 +75,7 @@ def draw_folds(argv: Sequence[str], seed: int, folds: int, folder: Path) -> Draw
     if data.target == "class_set":
         targets = data.make_targets(labeled.labels).numpy()
         made = make_set_folds(targets, groups, folds, seed)
-        unjudged = [data.class_names[k] for k in find_unjudged_classes(targets, made[0])]
+        unjudged = [data.class_names[k] for k in find_unjudged_classes(targets, made[0], groups)]
         paths = _write_folds(data, folder, made[0], folds)
         return Draw(labeled.ids, made[0], groups, paths, unjudged)
     made = make_folds(labels, groups, folds, 1, seed, data.class_names)

@@ -75,9 +75,7 @@ def divide_sets(
         InputError: Fewer than two groups can be judged.
     """
     unit = np.arange(len(targets)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    having = np.zeros((unit.max(initial=-1) + 1, targets.shape[1]), dtype=bool)
-    np.logical_or.at(having, unit, targets > 0)
-    judged = having.sum(0) > 1
+    judged = _count_units(targets, unit) > 1
     alone = (targets > 0).any(1) & ~(targets[:, judged] > 0).any(1)
     is_in = ~np.isin(unit, unit[alone])
     inside = np.flatnonzero(is_in)
@@ -96,12 +94,25 @@ def divide_sets(
     return divisions
 
 
-def find_unjudged_classes(targets: NDArray[np.int64], fold: NDArray[np.int64]) -> list[int]:
-    """Return the classes of which no example is judged, in ascending order.
+def _count_units(targets: NDArray[np.int64], unit: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many groups have each class, (C,); `unit` has the number of each example's group."""
+    having = np.zeros((unit.max(initial=-1) + 1, targets.shape[1]), dtype=np.int64)
+    np.maximum.at(having, unit, targets)
+    counts: NDArray[np.int64] = having.sum(0)
+    return counts
+
+
+def find_unjudged_classes(
+    targets: NDArray[np.int64], fold: NDArray[np.int64], groups: Sequence[str] | None = None
+) -> list[int]:
+    """Return the classes of a single group, or example, and those of which no example is judged, in ascending order.
 
     Args:
         targets: 1 for each class of an example and 0 for the others, (N, C).
         fold: Fold of each example, (N,); -1 for none.
+        groups: Name of each example's group; None where each example stands alone.
     """
-    missing = (targets.sum(0) > 0) & (targets[fold != UNJUDGED].sum(0) == 0)
+    unit = np.arange(len(targets)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    alone = _count_units(targets, unit) == 1
+    missing = alone | ((targets.sum(0) > 0) & (targets[fold != UNJUDGED].sum(0) == 0))
     return [int(k) for k in np.flatnonzero(missing)]
