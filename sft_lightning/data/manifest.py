@@ -73,7 +73,7 @@ class ManifestSource(Source):
             found = self.find_groups([Path(row["file"]) for row in self._rows]) or []
             for row, group in zip(self._rows, found, strict=False):
                 row["group"] = group
-        refuse_untrained(f"manifest {self.name!r}", self._placed())
+        refuse_untrained(f"manifest {self.name!r}", self._placed(), self._separator)
         refuse_straddling(f"manifest {self.name!r}", self._placed())
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
         if not labels and needs_labels:

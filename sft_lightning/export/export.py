@@ -123,8 +123,9 @@ def export(
         metadata["temperature"] = {"value": known.value, "held_out_labels": known.labels}
     target = trained.metadata.get("target", "class")
     if part != "backbone" and make_task(target, len(metadata["class_names"]) or 2).has_thresholds:
-        limits = evaluation.thresholds if evaluation is not None and len(evaluation.thresholds) else None
-        metadata["thresholds"] = [0.5] * len(trained.head["weight"]) if limits is None else limits.tolist()
+        limits = [] if evaluation is None else evaluation.thresholds.tolist()
+        limits = limits or ([] if known is None else [*known.thresholds])
+        metadata["thresholds"] = limits or [0.5] * len(metadata["class_names"])
     if format == "safetensors" or evaluation is None:
         write_weights(file, _select_tensors(trained, part), metadata)
     else:

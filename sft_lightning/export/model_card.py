@@ -317,9 +317,8 @@ def _write_temperature(card: CardData) -> list[str]:
     value = f"{temperature['value']:.3f}"
     sentences = [f"`predict` divides the logits by the temperature {value}, under which {labels} are likeliest."]
     if "thresholds" in card.metadata:
-        sentences[0] += (
-            " It names the classes whose probability is at least their threshold, which has the best F1 there."
-        )
+        best = "the best F1 of an example" if "held_out_labels" in temperature else "the best F1"
+        sentences[0] += f" It names the classes whose probability is at least their threshold, which has {best} there."
     return sentences
 
 

@@ -97,6 +97,8 @@ def render_classes(evaluation: Evaluation) -> Markup:
     head = ("class", "labels", judged.name, "threshold", "precision", "recall", "F1", "average precision")
     counts = [int(x.sum(1).eq(0).sum()) for x in (targets, predicted)]
     chosen = "have the best F1 on the validation split" if len(judged.thresholds) else "are 0.5"
+    if len(judged.thresholds) and evaluation.validation is None:
+        chosen = "have the best F1 of an example on labels that were held out in turn"
     note = (
         f"On average, {_describe_split(evaluation)} have {targets.double().sum(1).mean():.2f} classes and are "
         f"predicted {predicted.double().sum(1).mean():.2f}; {counts[0]:,} have none, and for {counts[1]:,} none is "

@@ -85,7 +85,7 @@ def judge_trainings(trials: Trials) -> None:
     if len(trainings) > 1:
         judged = [(_judge(trials, one, steps // RUNG, end), one) for one in trainings]
         done = [(result, one) for result, one in judged if result is not None]
-        done.sort(key=lambda pair: -float(pair[0].correct.mean()))
+        done.sort(key=lambda pair: -float(pair[0].scores.mean()))
         kept = math.ceil(len(trainings) / 2)
         for _, one in done[kept:]:
             name, better = one.make(steps).name, done[0][0].recipe.name

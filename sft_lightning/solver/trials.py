@@ -43,6 +43,7 @@ from sft_lightning.solver.recipes import (
     cross_fit,
     make_classifiers,
 )
+from sft_lightning.solver.scoring import score_held_out
 from sft_lightning.solver.speed import measure_seconds, predict_graph
 from sft_lightning.solver.starts import Start, load_start
 from sft_lightning.solver.units import read_unit, write_unit
@@ -64,15 +65,15 @@ class Result:
         space: Vectors of the start that it learns from.
         probabilities: Probabilities of each labeled example without its fold, (R, N, C), or (1, N, C) of trainings; NaN
             for one in no fold.
-        correct: Whether each judged example is classified correctly in each division, (R, J).
-        accuracy: Accuracy with its interval.
+        scores: Score of each judged example in each division, such as 1 where it is right, (R, J).
+        estimate: Mean score with its interval.
     """
 
     recipe: Recipe
     space: Space
     probabilities: Tensor
-    correct: np.ndarray
-    accuracy: Estimate
+    scores: np.ndarray
+    estimate: Estimate
 
     @property
     def source(self) -> LabeledSource:
@@ -155,7 +156,7 @@ class Trials:
             among: Positions to choose from; None for all.
         """
         positions = list(range(len(self.results))) if among is None else list(among)
-        return positions[choose([float(self.results[i].correct.mean()) for i in positions])]
+        return positions[choose([float(self.results[i].scores.mean()) for i in positions])]
 
     def announce(self, stage: Stage) -> bool:
         """Report what a stage does, or why it is left out, and return whether it runs.
@@ -352,9 +353,9 @@ class Trials:
         """Return the spaces of networks, that of the best classifier first."""
         best: dict[str, tuple[float, Space]] = {}
         for result in self.results:
-            accuracy = float(result.correct.mean())
-            if result.space.is_network and accuracy > best.get(result.space.name, (-1.0, result.space))[0]:
-                best[result.space.name] = accuracy, result.space
+            score = float(result.scores.mean())
+            if result.space.is_network and score > best.get(result.space.name, (-1.0, result.space))[0]:
+                best[result.space.name] = score, result.space
         return [space for _, space in sorted(best.values(), key=lambda pair: -pair[0])]
 
     def judge(self, recipe: Recipe, space: Space, seconds: float = math.inf) -> Result | None:
@@ -390,11 +391,9 @@ class Trials:
                 return None
             write_unit(path, recipe.name, True, probabilities)
         assert probabilities is not None
-        judged = torch.from_numpy(self.judged)
-        right = (probabilities[:, judged].argmax(2) == source.labels[judged]).numpy().astype(np.float64)
         # Predictions of a training, in one division, stand for all of them: the label is held out in each.
-        correct = np.broadcast_to(right, self.folds.shape)
-        result = Result(recipe, space, probabilities, correct, estimate_accuracy(correct, self.folds, self.groups))
+        scores = np.broadcast_to(score_held_out(probabilities, source), self.folds.shape)
+        result = Result(recipe, space, probabilities, scores, estimate_accuracy(scores, self.folds, self.groups))
         self.results.append(result)
-        self.report(f"{recipe.name}: {format_estimate(result.accuracy)}")
+        self.report(f"{recipe.name}: {format_estimate(result.estimate)}")
         return result

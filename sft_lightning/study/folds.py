@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from sft_lightning.data.copies import group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.splits import Split, leave_out_groups
 from sft_lightning.study.inputs import SettingsCLI
-from sft_lightning.study.judge import UNJUDGED, find_unjudged, make_folds
-from sft_lightning.study.set_folds import make_set_folds
+from sft_lightning.study.judge import find_unjudged, make_folds
+from sft_lightning.study.set_folds import find_unjudged_classes, make_set_folds
 from sft_lightning.tasks.base import Task
 from sft_lightning.utils.errors import InputError, find_input_error
 
@@ -77,10 +78,7 @@ def draw_folds(argv: Sequence[str], seed: int, folds: int, folder: Path) -> Draw
     if held is not None:
         targets = (held > 0).long().numpy()
         made = make_set_folds(targets, groups, folds, seed)
-        judged = targets[made[0] != UNJUDGED].sum(0) > 0
-        unjudged = [
-            name for name, n, is_in in zip(data.class_names, targets.sum(0), judged, strict=True) if n and not is_in
-        ]
+        unjudged = [data.class_names[k] for k in find_unjudged_classes(targets, made[0], groups)]
         paths = _write_folds(data, folder, made[0], folds)
         return Draw(labeled.ids, made[0], groups, paths, unjudged)
     made = make_folds(labels, groups, folds, 1, seed, data.class_names)
@@ -146,19 +144,31 @@ def write_fold(data: FewLabelDataModule, path: Path, held_out: np.ndarray | None
     data.write_splits(path, splits)
 
 
-def predict_split(model: torch.nn.Module, data: FewLabelDataModule, name: str, temperature: float = 1.0) -> Tensor:
+def predict_split(model: Any, data: FewLabelDataModule, name: str, temperature: float = 1.0) -> Tensor:
     """Return the class probabilities of a split in its order, float32, (N, C); NaN for unreadable examples.
 
     Args:
-        model: Classifier of one class of several, with `forward` to logits.
+        model: Classifier with `forward` to logits, and the `task` that says what they mean.
         data: Data module after its setup.
         name: Name of the split.
         temperature: Divisor of the logits.
     """
+    probabilities: Tensor = model.task.probabilities(compute_logits(model, data, name) / temperature)
+    return probabilities
+
+
+def compute_logits(model: torch.nn.Module, data: FewLabelDataModule, name: str) -> Tensor:
+    """Return the logits of a split in its order, float32, (N, C); NaN for unreadable examples.
+
+    Args:
+        model: Classifier with `forward` to logits.
+        data: Data module after its setup.
+        name: Name of the split.
+    """
     logits = torch.full((len(data.splits[name]), data.num_classes), float("nan"))
     for indices, outputs, _ in _iterate_outputs(model, data, name):
         logits[indices] = outputs
-    return (logits / temperature).softmax(1)
+    return logits
 
 
 def score_examples(model: torch.nn.Module, data: FewLabelDataModule, task: Task, name: str) -> Tensor:

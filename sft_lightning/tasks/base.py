@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from sft_lightning.classifiers.base import LEAST
 from sft_lightning.tasks.presentation import TaskPresentation
 
 
@@ -135,12 +136,13 @@ class Task(TaskPresentation):
         return name, self.metric_titles[name]
 
     @abstractmethod
-    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def example_scores(self, outputs: Tensor, target: Tensor, thresholds: Tensor | None = None) -> Tensor:
         """Return how well each example is predicted, 0 to 1, (B,).
 
         Args:
             outputs: Outputs of the head, (B, ...).
             target: Targets, (B, ...).
+            thresholds: Probability from which each class is predicted, as in `decide`.
         """
 
     def fit_thresholds(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -172,3 +174,23 @@ class Task(TaskPresentation):
             target: Targets, (N, ...).
             thresholds: Thresholds from `fit_thresholds`.
         """
+
+    def fit_shared_threshold(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Choose one probability from which all classes are predicted, for few examples, float32, (C,).
+
+        Args:
+            outputs: Outputs of examples that were held out, (N, ...).
+            target: Their targets, (N, ...).
+
+        Returns:
+            The same threshold for each class; empty where there is none.
+        """
+        return torch.empty(0)
+
+    def invert_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Return outputs that have given probabilities, of the same shape; below 1e-6 these count as that.
+
+        Args:
+            probabilities: Probabilities, (..., C).
+        """
+        return probabilities.clamp_min(LEAST).log()

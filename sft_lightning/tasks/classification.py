@@ -99,7 +99,7 @@ class Classification(Task):
         """Return the cross-entropy of each example, (B,)."""
         return F.cross_entropy(outputs, target, reduction="none")
 
-    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def example_scores(self, outputs: Tensor, target: Tensor, thresholds: Tensor | None = None) -> Tensor:
         """Return 1 where the most probable class is right, and 0 elsewhere, (B,)."""
         return (outputs.argmax(1) == target).float()
 

@@ -153,7 +153,7 @@ class Segmentation(Task):
         each = F.cross_entropy(outputs, target, reduction="none", ignore_index=-1)
         return each.flatten(1).sum(1) / (target >= 0).flatten(1).sum(1).clamp_min(1)
 
-    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def example_scores(self, outputs: Tensor, target: Tensor, thresholds: Tensor | None = None) -> Tensor:
         """Return the intersection over union of each image, averaged over the classes it has or gets, (B,)."""
         return average_iou(count_by_example(outputs.argmax(1), target, self.num_classes)).float()
 
