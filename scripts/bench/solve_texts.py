@@ -134,7 +134,7 @@ def judge_solution(result: Solution, known: Path, encoder: str, max_length: int)
             classes = model.classify(compute_features(model.backbone, data, "test")).argmax(1)
         names = [model.class_names[c] for c in classes.tolist()]
     else:
-        names = [row["predicted"] for row in result.predict(data.show_examples("test", range(len(test))))]
+        names = [row["predicted"] for row in result.predict(data.show_examples("test", [*range(len(test))]))]
     return torch.tensor([a == data.class_names[b] for a, b in zip(names, test.labels.tolist(), strict=True)]).double()
 
 

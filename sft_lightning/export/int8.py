@@ -98,7 +98,8 @@ def _read_training(form: ProgramForm, data: FewLabelDataModule) -> Given:
     batches = [] if name is None else form.collect(data, add_subset(data, name, CALIBRATED))
     if not batches:
         raise InputError("int8 is true, and the run has no training example that can be read: leave int8 out")
-    return concatenate_inputs(batches)
+    made: Given = concatenate_inputs(batches)
+    return made
 
 
 def _quantize(file: Path, out: Path, training: Given) -> None:

@@ -83,7 +83,7 @@ def render_sensitivity(evaluation: Evaluation, wanted: float) -> Markup:
     names, judged, validation = evaluation.class_names, evaluation.judged, evaluation.validation
     if len(names) > _MOST:
         return Markup()
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, one in zip(names, measure_sensitivity(judged, validation or judged, wanted), strict=True):
         if one is None:
             rows.append((name, "-", "-", "-", "-"))

@@ -42,7 +42,7 @@ def test_the_threshold_keeps_the_specificity_where_it_was_chosen(wanted: float) 
         assert wanted <= own.specificity[0] < wanted + 1 / own.negatives + 1e-9
         scores, labels = test.logits.softmax(1)[:, k], test.labels == k
         assert other.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
-        share = np.mean(scores[labels].numpy() >= other.threshold)
+        share = float(np.mean(scores[labels].numpy() >= other.threshold))
         assert other.sensitivity == pytest.approx((share, *wilson(share, int(labels.sum()))))
         assert other.specificity[0] == pytest.approx(np.mean(scores[~labels].numpy() < other.threshold))
         assert (other.positives, other.negatives) == (int(labels.sum()), int((~labels).sum()))

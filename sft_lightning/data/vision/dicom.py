@@ -6,7 +6,7 @@ Importing this module teaches Pillow to open them; pydicom (extra `dicom`) is im
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -72,8 +72,8 @@ def _shorten(error: Exception) -> str:
 class DicomImageFile(ImageFile.ImageFile):
     """One frame of a DICOM file: `I` or `F` in the units of the file, `L` up to 8 bits without units, or `RGB`."""
 
-    format: ClassVar[str] = "DICOM"
-    format_description: ClassVar[str] = "Digital Imaging and Communications in Medicine"
+    format = "DICOM"
+    format_description = "Digital Imaging and Communications in Medicine"
 
     def _open(self) -> None:
         assert self.fp is not None
@@ -125,7 +125,7 @@ class DicomImageFile(ImageFile.ImageFile):
         return Image.Image.load(self)
 
     def _decode(self) -> Any:
-        from pydicom.pixels import apply_color_lut, apply_modality_lut
+        from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
         try:
             values = self._header.pixel_array

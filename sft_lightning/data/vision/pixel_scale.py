@@ -98,11 +98,11 @@ def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[Finding
             if low in _NO_DATA or low < -1e30:
                 message = f"the lowest value, {low:g}, often stands for missing data"
                 findings.append(Finding("value_range", f"{message}: set value_range to that of the rest"))
-    windows = set.union(set(), *(one.windows for one in facts)) - {None}
+    windows = sorted({window for one in facts for window in one.windows if window is not None})
     if len(windows) > 1:
         message = (
-            f"the files state {len(windows)} different windows, such as {_format_range(min(windows))} and "
-            f"{_format_range(max(windows))}; all are read by one scale, since brightness would else mean something "
+            f"the files state {len(windows)} different windows, such as {_format_range(windows[0])} and "
+            f"{_format_range(windows[-1])}; all are read by one scale, since brightness would else mean something "
             "else in each: set value_range to the window that you read them by"
         )
         findings.append(Finding("value_range", message))
