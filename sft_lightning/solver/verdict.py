@@ -47,6 +47,7 @@ def format_verdict(
     has_sets = source.task.has_thresholds
     reach = f"has a mean F1 by example of {found} on {what}" if has_sets else f"is right on {found} of {what}"
     sentences = [f"{which} is {best}. A model chosen and trained this way {reach}."]
+    sentences += [delivery.caveat] if delivery.caveat else []
     if source.unjudged:
         sentences.append(
             f"This figure does not cover {_name_classes(source.unjudged)}, of which a single label or group cannot be "
