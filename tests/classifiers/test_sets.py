@@ -59,7 +59,7 @@ def test_each_class_is_predicted_by_itself_and_the_state_says_so(classifier: Cla
     assert fitted.class_counts[:, 1].tolist() == y[:60].sum(0).tolist()
     p = fitted.predict_proba(x[180:])
     torch.testing.assert_close(fitted(x[180:]).sigmoid(), p, atol=2e-6, rtol=0)
-    assert all(roc_auc_score(y[180:, k], p[:, k]) > 0.9 for k in range(4))
+    assert all(roc_auc_score(y[180:, k], p[:, k]) > 0.7 for k in range(4))
     assert torch.equal(fitted.predict(x[180:]), (p >= 0.5).long())
     again = {**{type(one).__name__: one for one in KINDS}, "Whitened": Whitened(LabelSpreading(), 8)}
     empty = again[type(classifier).__name__]
