@@ -181,7 +181,7 @@ def _write_predictions(path: Path, source: LabeledSource, probabilities: Tensor,
 
 
 def measure_certainty(probabilities: Tensor, task: Task) -> Tensor:
-    """Return the margin between the two most probable classes, or less the mean entropy of all, (M,).
+    """Return the margin between the two most probable classes, or minus the mean entropy of all classes, (M,).
 
     Args:
         probabilities: Probabilities of examples, (M, C); NaN for unreadable ones, which count as certain.
@@ -199,8 +199,8 @@ def choose_next(certainty: Tensor, space: Space) -> list[int]:
     """Return the positions of the unlabeled examples to label next: typical ones of the more doubtful half.
 
     They are nearest to the centers of k-means with one cluster for each, among the half of the examples with the
-    smaller certainty. With few labels, choosing among the most doubtful ones alone
-    is below random choice (`scripts/bench/next_labels.py`).
+    smaller certainty. With few labels, choosing among the most doubtful ones alone is below random choice
+    (`scripts/bench/next_labels.py`).
 
     Args:
         certainty: Certainty of the predictions of the unlabeled examples, (M,).

@@ -17,13 +17,13 @@ from sft_lightning.data.copies import find_exact_copies, group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.open_data import check_settings, find_modality, get_data_class
+from sft_lightning.data.set_folds import divide_sets, find_unjudged_classes
 from sft_lightning.data.source import concatenated
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.modalities import Modality, get_modality
 from sft_lightning.study.folds import write_fold
 from sft_lightning.study.judge import find_unjudged, make_folds
-from sft_lightning.study.set_folds import divide_sets, find_unjudged_classes
 from sft_lightning.tasks.base import Task
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.errors import InputError

@@ -7,13 +7,11 @@ from torch import Tensor
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.runs.temperature import CrossFittedTemperature
 from sft_lightning.solver.labels import LabeledSource
+from sft_lightning.tasks.held_out import score_folds
 
 
 def score_held_out(repeated: Tensor, source: LabeledSource) -> np.ndarray:
     """Return how well each judged example is predicted in each division, 0 to 1, (R, J).
-
-    Where examples have several classes, the score is the F1 of the example. The threshold of a fold is the best one of
-    the other folds, so that no label takes part in a choice that it is scored by.
 
     Args:
         repeated: Probabilities of the labeled examples without their fold in R divisions, (R, N, C).
@@ -21,13 +19,8 @@ def score_held_out(repeated: Tensor, source: LabeledSource) -> np.ndarray:
     """
     outputs, targets = list_held_out(repeated, source)
     divisions = source.divisions[:, source.folds >= 0]
-    scores = np.zeros((len(outputs), len(targets)))
-    for own, division, row in zip(outputs, divisions, scores, strict=False):
-        for fold in range(int(division.max()) + 1):
-            held = torch.from_numpy(division == fold)
-            limits = source.task.fit_shared_threshold(own[~held], targets[~held])
-            row[held.numpy()] = source.task.example_scores(own[held], targets[held], limits).numpy()
-    return scores
+    rows = zip(outputs, divisions, strict=False)  # of trainings, the first division alone
+    return np.stack([score_folds(source.task, own, targets, division) for own, division in rows])
 
 
 def list_held_out(repeated: Tensor, source: LabeledSource) -> tuple[Tensor, Tensor]:

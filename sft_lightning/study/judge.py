@@ -38,10 +38,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
+from sft_lightning.data.set_folds import UNJUDGED as UNJUDGED
 from sft_lightning.utils.errors import InputError, check_min
 
 LEVEL = 0.05
-UNJUDGED = -1  # fold of an example that is always learned from and never predicted
 MAX_NEEDED_LABELS = 1_000_000
 _LEAST_FACTOR = 1.25
 _SAME = 1e-9  # scores that differ by rounding are equal

@@ -173,12 +173,6 @@ def test_the_four_commands_know_several_classes(workdir: Path, capsys: pytest.Ca
     assert not moved(*states)
     # What takes one class alone says so, before anything is computed.
     capsys.readouterr()
-    data = [word for word in FIT if word.startswith("--data")]
-    for words in (["degree", *FINE], ["rank", *data, "--candidates=[fasttext]"]):
-        assert main(words) == 2
-        shown = capsys.readouterr().err
-        assert "examples of one class each" in shown
-        assert "label_separator ';' gives" in shown
     frozen = ["--model=FrozenFeatureClassifier", "--model.classifier=KNearestNeighbors"]
     frozen += [word for word in FIT if "optimizer" not in word]
     assert main(["fit", *frozen]) == 2

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_lightning.data.set_splits import choose_by_share, join_units
-from sft_lightning.study.judge import UNJUDGED
 from sft_lightning.utils.errors import InputError, check_min
+
+UNJUDGED = -1  # fold of an example that is always learned from and never predicted
 
 
 def make_set_folds(
