@@ -19,11 +19,11 @@ from sft_lightning.utils.inputs import concatenate_inputs
 class UniMatchV2(FixMatch):
     """Two strong views, each of which sees the channels that the other one lacks, learn from the averaged network.
 
-    The averaged network gives the classes of the weak view. Of half of the images, a random half of the channels of
+    The averaged network gives the classes of the weak view. Of half of the examples, a random half of the channels of
     each map is zero for one strong view before the decoder, and the other half for the other view.
 
-    Reference setting: tau .95, decay of the average .996, DINOv2 as the backbone, as many images with masks as without,
-    CutMix in half of the images, `lambda_u: 1`.
+    Reference setting: tau .95, decay of the average .996, DINOv2 as the backbone, as many examples with masks as
+    without, CutMix in half of the examples, `lambda_u: 1`.
     """
 
     views: ClassVar[tuple[str, ...]] = ("weak", "strong", "strong_2")
@@ -49,7 +49,7 @@ class UniMatchV2(FixMatch):
         label, accepted = self.targets(at_least_float32(step.network.teacher_logits(batch.weak)), step)
         count = len(label)
         generator = torch.Generator().manual_seed(batch.seed)
-        whole = torch.randperm(count, generator=generator)[: count // 2]  # images of which no channel is lost
+        whole = torch.randperm(count, generator=generator)[: count // 2]  # examples of which no channel is lost
 
         def divide(_: int, channels: int) -> Tensor:
             """Give each channel to one of both views at twice its size, or to both, (2 B, channels)."""
