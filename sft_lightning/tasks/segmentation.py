@@ -52,6 +52,7 @@ class Segmentation(Task):
         "mean_dice": "mean Dice",
         "boundary_f1": "boundary F1",
         "pixel_accuracy": "accuracy of pixels",
+        "calibration_error": "expected calibration error of pixels (15 bins)",
         "loss": "cross-entropy of pixels",
     }
     hub_task: ClassVar[str | None] = "image-segmentation"
@@ -116,7 +117,7 @@ class Segmentation(Task):
         return ((missed * present).sum(1) / present.sum(1).clamp_min(torch.finfo(p.dtype).tiny)).mean()
 
     def build_metrics(self) -> SegmentationMetrics:
-        """Build loss, mean intersection over union, Dice, boundary F1, accuracy of pixels, and the first by class."""
+        """Build loss, intersection over union, also by class, Dice, boundary F1, accuracy and calibration of pixels."""
         return SegmentationMetrics(self.num_classes)
 
     def name_metrics(self, values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from sft_lightning.tasks.boundary_f1 import BoundaryF1
 from sft_lightning.tasks.classification_metrics import restart
 
 IOU = "iou_"  # beginning of the names of metrics by class
+BINS = 15  # of confidence
 _DRAWS = 1000  # of the bootstrap
 
 
@@ -46,8 +47,43 @@ class PixelCounts(Metric):
         return self.counts
 
 
+class PixelCalibration(Metric):
+    """Expected calibration error of the predicted class of each pixel, in equal bins of confidence."""
+
+    full_state_update = False
+    pixels: Tensor
+    right: Tensor
+    confidence: Tensor
+
+    def __init__(self) -> None:
+        """Create the empty state."""
+        super().__init__()
+        for name, kind in (("pixels", torch.int64), ("right", torch.int64), ("confidence", torch.float32)):
+            self.add_state(name, torch.zeros(BINS, dtype=kind), dist_reduce_fx="sum")
+
+    def update(self, confidence: Tensor, is_right: Tensor, counted: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            confidence: Probability of the predicted class, (B, H, W).
+            is_right: Whether that class is the true one, boolean, (B, H, W).
+            counted: Whether a pixel counts, boolean, (B, H, W).
+        """
+        bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # as (0, 1/15], (1/15, 2/15], ...
+        bins = torch.where(counted, bins, BINS).flatten()
+        for state, values in ((self.pixels, torch.ones_like(bins)), (self.right, is_right.flatten().long())):
+            state += torch.zeros(BINS + 1, dtype=torch.int64, device=bins.device).scatter_add_(0, bins, values)[:-1]
+        sums = torch.zeros(BINS + 1, device=bins.device).scatter_add_(0, bins, confidence.flatten().float())
+        self.confidence += sums[:-1]
+
+    def compute(self) -> Tensor:
+        """Return the mean difference between confidence and accuracy of the bins, weighted by their pixels."""
+        pixels, right, confidence = (state.cpu() for state in (self.pixels, self.right, self.confidence))
+        return (confidence.double() - right).abs().sum() / pixels.sum().clamp_min(1)
+
+
 class SegmentationMetrics(nn.Module):
-    """Loss, mean intersection over union, Dice, boundary F1, accuracy of pixels, and intersection over union by class.
+    """Loss, mean intersection over union, Dice, boundary F1, accuracy and calibration error of pixels, and by class.
 
     All but the boundary F1 are of the pixels of a stage together, not averages over images. Means are over the classes
     that a pixel has or is predicted to have; other classes have no value.
@@ -61,6 +97,7 @@ class SegmentationMetrics(nn.Module):
         """
         super().__init__()
         self.pixels, self.boundaries = PixelCounts(num_classes), BoundaryF1(num_classes)
+        self.calibration = PixelCalibration()
         self.loss_sum, self.loss_count = SumMetric(), SumMetric()
         self.confusion: Tensor | None = None
         self.counted: Tensor | None = None
@@ -73,8 +110,9 @@ class SegmentationMetrics(nn.Module):
             target: Classes, int64, (B, H, W); -1 is not counted.
         """
         outputs = outputs.float()
-        predicted = outputs.argmax(1)
+        confidence, predicted = outputs.softmax(1).max(1)
         self.pixels.update(predicted, target)
+        self.calibration.update(confidence, predicted == target, target >= 0)
         self.boundaries.update(predicted, target)
         self.loss_sum.update(F.cross_entropy(outputs, target, reduction="sum", ignore_index=-1))
         self.loss_count.update((target >= 0).sum())
@@ -83,8 +121,8 @@ class SegmentationMetrics(nn.Module):
         """Return the scalars over all batches and processes, store `confusion`, and reset."""
         counts = self.pixels.compute()
         loss = self.loss_sum.compute() / self.loss_count.compute().clamp_min(1)
-        boundary_f1 = self.boundaries.compute()
-        restart(self.pixels, self.boundaries, self.loss_sum, self.loss_count)
+        boundary_f1, calibration_error = self.boundaries.compute(), self.calibration.compute()
+        restart(self.pixels, self.boundaries, self.calibration, self.loss_sum, self.loss_count)
         self.confusion = counts.cpu()
         table = self.confusion.double()
         right, true, predicted = table.diag(), table.sum(1), table.sum(0)
@@ -97,6 +135,7 @@ class SegmentationMetrics(nn.Module):
             "mean_dice": dice.mean(),
             "boundary_f1": boundary_f1,
             "pixel_accuracy": right.sum() / table.sum(),
+            "calibration_error": calibration_error,
         }
         values |= {f"{IOU}{k}": right[k] / union[k] for k in there.nonzero()[:, 0].tolist()}
         return {name: value.to(torch.float32) for name, value in values.items()}

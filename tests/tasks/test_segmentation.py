@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from sft_lightning import ColorView, FineTuneClassifier, SegmentationDataModule, SemiSupervisedModule
 from sft_lightning.__main__ import main
@@ -91,6 +92,10 @@ def test_metrics_equal_a_plain_implementation() -> None:
     assert found["mean_iou"] == pytest.approx(np.mean(ious), abs=1e-6)
     assert found["mean_dice"] == pytest.approx(np.mean(dices), abs=1e-6)
     assert 0 <= found["boundary_f1"] <= 1
+    known = torch.from_numpy(truth.ravel() >= 0)
+    flat = logits.permute(0, 2, 3, 1).reshape(-1, 5).softmax(1)[known]
+    error = multiclass_calibration_error(flat, torch.from_numpy(truth.ravel())[known], 5, n_bins=15)
+    assert found["calibration_error"] == pytest.approx(error.item(), abs=1e-6)
     assert found["pixel_accuracy"] == pytest.approx((truth == guess)[truth >= 0].mean(), abs=1e-6)
     assert found["loss"] == pytest.approx(F.cross_entropy(logits, y, ignore_index=-1).item(), rel=1e-5)
     y[:], logits[:, 1] = 1, 100.0

@@ -15,11 +15,11 @@ class UniMatch(FixMatch):
     """FixMatch in pixels with two strong views and a third stream, whose features lose some of their channels.
 
     The three learn the classes of the confident pixels of one weak view: `feature_weight` is the weight of the third
-    stream, lambda, and the strong views share the rest (eq. 8). Each strong view has colors and rectangles (CutMix) of
+    stream, lambda, and the strong views share the rest. Each strong view has colors and rectangles (CutMix) of
     its own. The third stream is the weak view, of whose maps a share of the channels is zero before the decoder.
 
     Reference setting: tau .95, lambda .5, half of the channels, as many examples with masks as without, CutMix in half
-    of them. The loss of the masks and that of the other examples weigh alike (`lambda_u: 1`).
+    of the examples. The loss of the masks and that of the others weigh alike (`lambda_u: 1`).
     """
 
     views: ClassVar[tuple[str, ...]] = ("weak", "strong", "strong_2")

@@ -23,7 +23,7 @@ class UniMatchV2(FixMatch):
     each map is zero for one strong view before the decoder, and the other half for the other view.
 
     Reference setting: tau .95, decay of the average .996, DINOv2 as the backbone, as many examples with masks as
-    without, CutMix in half of them, `lambda_u: 1`.
+    without, CutMix in half of the examples, `lambda_u: 1`.
     """
 
     views: ClassVar[tuple[str, ...]] = ("weak", "strong", "strong_2")
