@@ -76,12 +76,23 @@ class MaskedImages(FileImages):
         image = decode(self.paths[index], geometry, seed)
         if not isinstance(geometry, MaskGeometry):
             return image
-        path, size = self.masks[index], geometry.size
-        if path is None:
+        size, mask = geometry.size, self.read_mask(index)
+        if mask is None:
             return {"image": image, "mask": torch.full((size, size), IGNORED, dtype=torch.int16)}
-        mask = self.coding.read(path)
         box = geometry.box(mask.shape[1], mask.shape[0], seed)
         return {"image": image, "mask": torch.from_numpy(cut_mask(mask, size, box))}
+
+    def read_mask(self, index: int) -> npt.NDArray[np.int16] | None:
+        """Read the mask of an image as numbers of classes, int16, (H, W); None where it has none.
+
+        Args:
+            index: Position of the image.
+
+        Raises:
+            OSError: It cannot be decoded.
+        """
+        path = self.masks[index]
+        return None if path is None else self.coding.read(path)
 
     @classmethod
     def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> "MaskedImages":
