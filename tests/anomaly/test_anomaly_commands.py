@@ -16,6 +16,7 @@ from sft_lightning.anomaly import PaDiM
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.training.callbacks.vision.heat_maps import lay_heat_over
 from sft_lightning.utils.errors import InputError
+from tests.conftest import CONFIGS
 from tests.defects import make_texture, write_textures
 from tests.paradigms.helpers import moved, trainer
 
@@ -267,3 +268,17 @@ def test_other_commands_say_what_they_need(run: Path, capsys: pytest.CaptureFixt
         error = capsys.readouterr().err
         assert "Traceback" not in error
         assert "normal images alone" in error or "AnomalyDetector" in error, error
+
+
+@pytest.mark.parametrize("config", sorted((CONFIGS / "anomaly").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_run_the_four_commands(config: Path, workdir: Path) -> None:
+    write_textures(Path("my_parts"), {"normal": 10, "spot": 2}, size=64)
+    words = ["--config", str(config), "--model.init_args.weights=none", "--data.init_args.image_size=64"]
+    words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    assert main(["fit", *words]) == 0
+    run = Path("lightning_logs/anomaly") / config.stem.removeprefix("defects_") / "version_0"
+    for command in ("validate", "test", "predict"):
+        assert main([command, str(run)]) == 0
+    assert len(read_rows(run / "predictions.csv")) == 4
+    assert {"fit.yaml", "test.yaml", "predict.yaml"} <= {path.name for path in run.glob("*.yaml")}
+    assert all(f"{word}:" in config.read_text() for word in ("Hardware", "Expect", "Time"))
