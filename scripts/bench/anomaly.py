@@ -35,6 +35,7 @@ from sft_lightning import AnomalyDataModule
 from sft_lightning.__main__ import main as command
 from sft_lightning.anomaly.metrics import measure_examples
 from sft_lightning.anomaly.threshold import AlarmThreshold
+from sft_lightning.networks.weights import read_weights
 
 METHODS = {
     "PatchCore": ["--model.method=PatchCore", "--model.method.coreset=0.01"],
@@ -87,7 +88,8 @@ def measure(name: str, words: list[str], seed: int) -> dict[str, float]:
     """Fit one method and score the test split, and return what was measured."""
     folder = f"{name.replace(' ', '_').replace(',', '')}/seed{seed}"
     begin, cpu = time.monotonic(), time.process_time()
-    if command(["fit", f"--run_name={folder}", f"--data.seed={seed}", *words, "--trainer.enable_progress_bar=false"]):
+    words = [*words, f"--data.seed={seed}", "--trainer.enable_progress_bar=false"]
+    if command(["fit", f"--run_name={folder}", *words]):
         raise SystemExit(f"{name} failed")
     fitted, cpu_fitted, run = time.monotonic(), time.process_time(), Path("lightning_logs") / folder / "version_0"
     command(["predict", str(run)])
@@ -96,7 +98,7 @@ def measure(name: str, words: list[str], seed: int) -> dict[str, float]:
         rows = [(row["path"].split("/")[0], float(row["score"])) for row in csv.DictReader(file)]
     scores = torch.tensor([score for _, score in rows], dtype=torch.float64)
     labels = torch.tensor([[*KINDS].index(kind) for kind, _ in rows])
-    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    state = read_weights(run / "checkpoints" / "last.ckpt")[0]
     results = {
         "fit_seconds": round(fitted - begin, 1), "fit_cpu_seconds": round(cpu_fitted - cpu, 1),
         "seconds_per_1000": round(1000 * seconds / len(rows), 1),

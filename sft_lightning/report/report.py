@@ -7,11 +7,12 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from sft_lightning import AutoencoderModule, SelfSupervisedModule
+from sft_lightning import AnomalyDetector, AutoencoderModule, SelfSupervisedModule
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint, sample_positions
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.report import class_sets, figures, one_class
+from sft_lightning.report.defects import DetectorReport
 from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.examples import (
     format_split,
@@ -41,6 +42,7 @@ from sft_lightning.utils.html import (
     render_page,
 )
 
+_PLACES = {"pixel_auroc": "AUROC of places", "pro": "PRO up to 30% of false places"}
 _MAX_MAPPED = 1000  # examples of each kind on a map of the features
 _PARTS: dict[str, Any] = {"class": one_class, "class_set": class_sets}  # by the target of the task
 
@@ -61,7 +63,7 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
     """
     check_min(0, label_next=label_next)
     with silence_logs():
-        opened = LoadedRun(run)
+        opened = LoadedRun(run, takes_defects=True)
         path = Path(out) if out is not None else opened.folder / "report.html"
         if opened.classify is not None:
             verdict, figure, sections = _describe_classifier(opened, path.with_name("label_next.csv"), label_next)
@@ -85,6 +87,11 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
                 "Whether it helps shows in runs that start from it, compared over several seeds.",
             ]
             sections = [Section("Training curves", render_training(curves))]
+        elif isinstance(opened.cli.model, AnomalyDetector):
+            detector, curves = DetectorReport(opened), read_curves(opened.folder) or {}
+            verdict, figure = detector.format_verdict(_describe_iterate(opened)), detector.draw_scores()
+            measured = [(title, curves.get(f"test/{name}")) for name, title in _PLACES.items()]
+            sections = detector.render_sections([(title, values[-1][1]) for title, values in measured if values])
         else:
             made_by = opened.trained.metadata["made_by"]
             raise InputError(f"run {run!r} ({made_by}) has no classifier: give a run that has one")
