@@ -23,6 +23,7 @@ __all__ = [
     "SelfSupervisedModule",
     "SemiSupervisedModule",
     "StrongView",
+    "StudentTeacherDetector",
     "TextDataModule",
     "TextView",
     "WarmupCosine",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
     from sft_lightning.paradigms.self_supervised import SelfSupervisedModule
     from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
+    from sft_lightning.paradigms.student_teacher import StudentTeacherDetector
     from sft_lightning.solver.solve import solve
     from sft_lightning.training.lr_schedulers import WarmupCosine
 
@@ -66,6 +68,7 @@ _HOMES = {
     "SegmentationDataModule": "sft_lightning.data.vision.segmentation_datamodule",
     "SelfSupervisedModule": "sft_lightning.paradigms.self_supervised",
     "SemiSupervisedModule": "sft_lightning.paradigms.semi_supervised",
+    "StudentTeacherDetector": "sft_lightning.paradigms.student_teacher",
     "StrongView": "sft_lightning.data.vision.views",
     "TextDataModule": "sft_lightning.data.text.datamodule",
     "TextView": "sft_lightning.data.text.views",

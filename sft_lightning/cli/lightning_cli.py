@@ -28,6 +28,7 @@ from sft_lightning import (  # noqa: F401
     SegmentationDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
+    StudentTeacherDetector,
     TextDataModule,
     WarmupCosine,
 )
@@ -44,6 +45,7 @@ from sft_lightning.cli.run_config import explain_missing_data, set_splits
 from sft_lightning.data.class_names import format_class_names
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.build import use_files_of
+from sft_lightning.paradigms.defect_detector import DefectDetector
 from sft_lightning.paradigms.without_steps import WithoutSteps
 from sft_lightning.runs.checkpoints import check_checkpoint, find_checkpoint, find_newest_checkpoint, read_checkpoint
 from sft_lightning.runs.lock import RunLock, is_training
@@ -300,7 +302,7 @@ class SFTCLI(LightningCLI):
         return super()._instantiate_trainer(config, [*callbacks, *defaults])
 
     def _make_writer(self) -> Callback:
-        if isinstance(self.model, AnomalyDetector):
+        if isinstance(self.model, DefectDetector):
             from sft_lightning.training.callbacks.vision.heat_maps import HeatMapWriter
 
             return HeatMapWriter()

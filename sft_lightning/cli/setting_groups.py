@@ -70,12 +70,18 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "Labels and splits": ("num_labels", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak"),
         "Images": ("image_size", "channels", "background", "resize", "value_range"),
+        "Views": (),  # none of those of `ImageDataModule`
         "Batches": ("batch_size",),
         "Loading": ("num_workers",),
     },
     "AnomalyDetector": {
         "Method": ("method", "false_alarm_rate"),
         "Features": ("backbone", "weights", "strides", "mean", "std"),
+    },
+    "StudentTeacherDetector": {
+        "Method": ("strides", "false_alarm_rate"),
+        "Teacher": ("backbone", "weights", "mean", "std"),
+        "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
     },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -10,15 +10,13 @@ from torch import Tensor, nn
 
 from sft_lightning.anomaly import AnomalyMethod, PatchCore
 from sft_lightning.anomaly.base import MapBatch, Scores
-from sft_lightning.anomaly.metrics import AnomalyMetrics
-from sft_lightning.anomaly.threshold import AlarmThreshold
-from sft_lightning.data.contract import FewLabelData, few_label_data
+from sft_lightning.data.contract import FewLabelData
 from sft_lightning.data.splits import Split
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.paradigms.base import resolve_input_spec
+from sft_lightning.paradigms.defect_detector import DefectDetector
 from sft_lightning.paradigms.without_steps import WithoutSteps
-from sft_lightning.utils.distributed import all_gather_cat
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs, InputSpec
 
@@ -37,21 +35,14 @@ class _Anchor(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None: ...
 
 
-class AnomalyDetector(WithoutSteps):
-    """Detector of defects that learns from normal examples alone, on maps of features of a frozen backbone.
+class AnomalyDetector(WithoutSteps, DefectDetector):
+    """Detector of defects whose method is fitted in one pass over normal examples, followed by an empty step.
 
-    Training is one pass over the normal examples and an empty step. The validation after it sets the threshold, from
-    the scores of normal examples that the method has not seen. Several processes share the passes, and learn what one
-    process learns.
+    Several processes share the pass, and learn what one process learns.
 
     Attributes:
         method: Fitted method.
-        alarm: Threshold, with what it promises.
-        backbone: Frozen network from inputs to maps.
     """
-
-    monitor: ClassVar[None] = None  # one step: the last checkpoint is the only one
-    constant_buffers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -83,20 +74,17 @@ class AnomalyDetector(WithoutSteps):
         Raises:
             InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
         """
-        super().__init__(optimizer=None, lr_scheduler=None)
+        super().__init__(false_alarm_rate, optimizer=None, lr_scheduler=None)
         if not isinstance(method, AnomalyMethod | None):
             raise InputError(f"method is {method!r:.60}: give an object such as PatchCore() (in YAML, a class_path)")
         self.method = method or PatchCore()
-        self.alarm = AlarmThreshold(false_alarm_rate)
         self.save_hyperparameters(ignore=["method"])
         spec = resolve_input_spec(input_spec, None, (3, 224, 224))
         self.hparams["input_spec"] = spec.to_dict()
         self.backbone, _ = build_encoder(backbone, spec, weights, mean, std)
         self.backbone.select_maps(strides or self.method.strides)
         self.backbone.requires_grad_(False)
-        self._has_weights = weights != "none"
-        self._metrics = {stage: AnomalyMetrics() for stage in ("val", "test")}
-        self._held_out: list[Tensor] = []  # scores and highest places of normal validation examples, (B, 2)
+        self._weights = weights
 
     # --- fitting
 
@@ -113,35 +101,15 @@ class AnomalyDetector(WithoutSteps):
             InputError: The data says not which examples are normal, or holds out none for the threshold, or the method
                 takes too much memory.
         """
-        data = self._find_data()
-        if self.trainer.ckpt_path is not None:
-            return
-        if not self.trainer.limit_val_batches:
-            raise InputError("limit_val_batches is 0, and the threshold comes from validation examples: leave it out")
-        _check_held_out(int((data.splits["val"].labels == 0).sum()))
-        self._fit(data)
-
-    def _find_data(self) -> FewLabelData:
-        data = few_label_data(self.trainer)
-        if data is None or data.target != "defect":
-            given = "plain loaders" if data is None else type(data).__name__
-            raise InputError(
-                f"{type(self).__name__} learns from normal examples, which {given} does not tell from others: set data "
-                "to AnomalyDataModule"
-            )
-        return data
+        data = self.find_data()
+        if self.trainer.ckpt_path is None:
+            self.check_normal(data)
+            self._fit(data)
 
     @torch.no_grad()
     def _fit(self, data: FewLabelData) -> None:
         begin, count = time.monotonic(), sum(len(data.splits[name]) for name in data.normal_splits)
-        if not len(data.splits["labeled"]):
-            raise InputError(
-                f"{type(data).__name__} gives no normal training example: lower val_size and test_size, or add some"
-            )
-        if not self._has_weights:
-            rank_zero_info(
-                "The backbone has random weights, whose maps say little: set weights to default, a file or a run."
-            )
+        self.warn_without_weights(self._weights)
         kept = self.method.fit(self._compute_maps(data), count, data.request.seed)
         rank_zero_info(
             f"{type(self.method).__name__} {kept}, of {count:,} normal examples, in {time.monotonic() - begin:.1f} s."
@@ -181,80 +149,5 @@ class AnomalyDetector(WithoutSteps):
         if not self.method.is_fitted:
             raise InputError(f"{type(self.method).__name__} is not fitted: call `fit`, or load a checkpoint")
         maps = self.backbone.forward_maps(x)
-        height, width = self.backbone.input_spec.shape[-2:]
         with torch.autocast(maps[0].device.type, enabled=False):
-            return self.method.score(maps, (height, width))
-
-    def _evaluation_step(self, stage: str, batch: Any) -> Scores:
-        scores = self(batch.x)
-        self._metrics[stage].update(scores.example, batch.y, scores.map, batch.mask)
-        return scores
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add a batch to the validation metrics, and its normal examples to those of the threshold."""
-        scores = self._evaluation_step("val", batch)
-        both = torch.stack([scores.example, scores.map.flatten(1).amax(1)], 1).double()
-        self._held_out.append(both[batch.y.to(both.device) == 0])
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
-        self._evaluation_step("test", batch)
-
-    def on_validation_start(self) -> None:
-        """Check the data, and start without scores."""
-        self._find_data()
-        self._held_out = []
-
-    def on_test_start(self) -> None:
-        """Check the data."""
-        self._find_data()
-
-    def on_validation_epoch_end(self) -> None:
-        """Set the threshold if this is the validation of a training, and log the metrics."""
-        if self.trainer.state.fn == "fit":
-            self._set_threshold()
-        super().on_validation_epoch_end()
-
-    def _set_threshold(self) -> None:
-        scores, peaks = all_gather_cat(torch.cat(self._held_out)).T
-        _check_held_out(len(scores))
-        self.alarm.fit(scores, peaks)
-        promise = self.alarm.promise
-        rank_zero_info(f"Alarm: {promise}.")
-        if promise.count < self.alarm.needed:
-            rank_zero_info(
-                f"Alarm: {promise.count:,} held-out normal examples cannot keep a rate of {self.alarm.rate:g}, so that "
-                f"the threshold is their largest score: hold out at least {self.alarm.needed:,} (val_size), or set a "
-                "larger false_alarm_rate."
-            )
-
-    def evaluate(self, stage: str) -> dict[str, Tensor]:
-        """Return the metrics, and of the threshold what it promises."""
-        promise, data = self.alarm.promise, self._find_data()
-        values = self._metrics[stage].compute(promise.threshold, data.class_names)
-        said = {"threshold": promise.threshold, "expected_false_alarm_rate": promise.expected}
-        said["false_alarm_bound"] = promise.bound
-        device = self.device
-        values |= {name: torch.tensor(value, dtype=torch.float64) for name, value in said.items()}
-        return {name: value.to(device, torch.float32) for name, value in values.items()}
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Return scores, whether they are above the threshold, the threshold, and maps.
-
-        Maps are in units of the highest place in the map of a typical held-out normal example, (B, H, W).
-        """
-        scores, threshold = self(batch.x), self.alarm.promise.threshold
-        peak = self.alarm.normal_peaks.median().clamp_min(1e-12)
-        return {
-            "indices": batch.indices,
-            "score": scores.example.double(),
-            "is_defect": scores.example.double() > threshold,
-            "threshold": torch.full((len(scores.example),), threshold, dtype=torch.float64),
-            "map": scores.map / peak.to(scores.map),
-        }
-
-
-def _check_held_out(count: int) -> None:
-    """Check that validation has normal examples, from which the threshold comes."""
-    if not count:
-        raise InputError("validation has no normal example, from which the threshold comes: set a larger val_size")
+            return self.method.score(maps, self.map_size)

@@ -35,7 +35,7 @@ class DetectorReport:
         """Score the held-out examples.
 
         Args:
-            opened: Run with an `AnomalyDetector`.
+            opened: Run with a `DefectDetector`.
 
         Raises:
             InputError: There are none, or the checkpoint has no threshold.

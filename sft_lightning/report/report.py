@@ -7,10 +7,11 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from sft_lightning import AnomalyDetector, AutoencoderModule, SelfSupervisedModule
+from sft_lightning import AutoencoderModule, SelfSupervisedModule
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint, sample_positions
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.paradigms.calibration import fit_temperature
+from sft_lightning.paradigms.defect_detector import DefectDetector
 from sft_lightning.report import class_sets, figures, one_class
 from sft_lightning.report.defects import DetectorReport
 from sft_lightning.report.evaluation import Evaluation, Predictions
@@ -87,7 +88,7 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
                 "Whether it helps shows in runs that start from it, compared over several seeds.",
             ]
             sections = [Section("Training curves", render_training(curves))]
-        elif isinstance(opened.cli.model, AnomalyDetector):
+        elif isinstance(opened.cli.model, DefectDetector):
             detector, curves = DetectorReport(opened), read_curves(opened.folder) or {}
             verdict, figure = detector.format_verdict(_describe_iterate(opened)), detector.draw_scores()
             measured = [(title, curves.get(f"test/{name}")) for name, title in _PLACES.items()]

@@ -14,6 +14,8 @@ from sft_lightning import AnomalyDataModule, AnomalyDetector, ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.anomaly import PaDiM
 from sft_lightning.data.vision.images import Geometry
+from sft_lightning.networks.vision.backbones import build_backbone
+from sft_lightning.networks.weights import write_weights
 from sft_lightning.training.callbacks.vision.heat_maps import lay_heat_over
 from sft_lightning.utils.errors import InputError
 from tests.conftest import CONFIGS
@@ -289,6 +291,11 @@ def test_other_commands_say_what_they_need(run: Path, capsys: pytest.CaptureFixt
 def test_shipped_configs_run_the_four_commands(config: Path, workdir: Path) -> None:
     write_textures(Path("my_parts"), {"normal": 10, "spot": 2}, size=64)
     words = ["--config", str(config), "--model.init_args.weights=none", "--data.init_args.image_size=64"]
+    if config.stem == "defects_student_teacher":
+        backbone, _ = build_backbone("resnet18", (3, 64, 64))
+        write_weights(Path("teacher.safetensors"), backbone.state_dict(), backbone.describe())
+        words[2] = "--model.init_args.weights=teacher.safetensors"
+        words += ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]
     words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     assert main(["fit", *words]) == 0
     run = Path("lightning_logs/anomaly") / config.stem.removeprefix("defects_") / "version_0"

@@ -14,6 +14,7 @@ from sft_lightning import (
     SegmentationDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
+    StudentTeacherDetector,
     TextDataModule,
 )
 from sft_lightning.__main__ import main
@@ -24,6 +25,7 @@ DATA = (ImageDataModule, TextDataModule, AudioDataModule, SegmentationDataModule
 CLASSES = (
     *DATA,
     AnomalyDetector,
+    StudentTeacherDetector,
     FineTuneClassifier,
     FrozenFeatureClassifier,
     SelfSupervisedModule,
