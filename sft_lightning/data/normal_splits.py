@@ -29,13 +29,22 @@ def find_normal_class(class_names: Sequence[str], given: str | None, source: str
         if given not in class_names:
             raise InputError(f"normal_class is {given!r}, and source {source!r} has the classes {listed}: give one")
         return given
-    usual = [name for name in class_names if "_".join(name.casefold().replace("-", " ").split()) in NORMAL_NAMES]
+    usual = list_normal_names(class_names)
     if len(usual) != 1:
         raise InputError(
             f"source {source!r} has the classes {listed}, of which {'more than one' if usual else 'none'} is named "
             "normal or good: set normal_class to that of the examples without defects"
         )
     return usual[0]
+
+
+def list_normal_names(class_names: Sequence[str]) -> list[str]:
+    """Return the classes that are named as normal examples usually are.
+
+    Args:
+        class_names: Names of the classes.
+    """
+    return [name for name in class_names if "_".join(name.casefold().replace("-", " ").split()) in NORMAL_NAMES]
 
 
 def find_defects(labels: Tensor, normal_class: int | None) -> npt.NDArray[np.int64]:

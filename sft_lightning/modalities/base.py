@@ -19,6 +19,7 @@ class SolveChoices:
         pretrain_view: Options of that pre-training.
         skipping: Setting that leaves out unreadable files; empty where examples are not files.
         candidate: Published network that the user may name; empty where some are found or fetched.
+        one_class: What to do with labels of one class alone, after "or"; empty where nothing is.
         has_sides: Whether the side of the examples in pixels is a setting, which is chosen, too.
     """
 
@@ -31,6 +32,7 @@ class SolveChoices:
     pretrain_view: tuple[str, ...] = ()
     skipping: str = ""
     candidate: str = ""
+    one_class: str = ""
     has_sides: bool = False
 
 
