@@ -40,20 +40,20 @@ class AnomalyMetrics:
         """
         self._scores.append(scores.double())
         self._labels.append(labels.to(scores.device))
-        if mask is not None:
-            self._count_places(places, mask.to(places.device))
+        if mask is not None:  # on the CPU, where sums are the same in every run
+            self._count_places(places.cpu(), mask.cpu())
 
     def _count_places(self, places: Tensor, mask: Tensor) -> None:
         """Add the places of a batch: how many normal and defective ones have each level, and the share of regions."""
         if self._places is None:
-            self._places = torch.zeros(3, _LEVELS, dtype=torch.float64, device=places.device)
+            self._places = torch.zeros(3, _LEVELS, dtype=torch.float64)
         levels = (places.float().clamp_min(0).contiguous().view(torch.int32) >> _SHIFT).long()
         for row, kind in enumerate((0, 1)):
             self._places[row] += torch.bincount(levels[mask == kind], minlength=_LEVELS)
-        for own, defect in zip(levels, (mask == 1).cpu().numpy(), strict=True):
+        for own, defect in zip(levels, (mask == 1).numpy(), strict=True):
             regions, count = ndimage.label(defect, _EIGHT)
             if count:
-                named = torch.from_numpy(regions.astype(np.int64)).to(own.device)
+                named = torch.from_numpy(regions.astype(np.int64))
                 inside = named > 0
                 share = 1.0 / torch.bincount(named[inside], minlength=count + 1).double()
                 self._places[2] += torch.bincount(own[inside], share[named[inside]], minlength=_LEVELS)
@@ -69,7 +69,7 @@ class AnomalyMetrics:
         scores, labels = (all_gather_cat(torch.cat(made)) for made in (self._scores, self._labels))
         regions = sum_over_ranks(torch.tensor(float(self._regions), dtype=torch.float64, device=scores.device))
         has_places = sum_over_ranks(torch.tensor(float(self._places is not None), device=scores.device))
-        counts = self._places
+        counts = None if self._places is None else self._places.to(scores.device)
         if has_places and counts is None:
             counts = torch.zeros(3, _LEVELS, dtype=torch.float64, device=scores.device)
         counts = None if counts is None else sum_over_ranks(counts)

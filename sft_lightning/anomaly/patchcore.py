@@ -109,7 +109,8 @@ class PatchCore(AnomalyMethod):
             return torch.ones_like(distances)
         around = find_neighbors(self.bank[nearest], self.bank, count).to(nearest.device)
         others = (self.bank[around] - patches[:, None]).norm(dim=2)
-        return 1 - (distances - others.logsumexp(1)).exp().clamp_max(1)
+        share: Tensor = (distances - others.logsumexp(1)).exp()
+        return 1 - share.clamp_max(1)
 
 
 def describe_patches(maps: Sequence[Tensor]) -> Tensor:

@@ -17,21 +17,21 @@ class Promise(NamedTuple):
 
     Attributes:
         threshold: Score above which an example counts as defective.
-        count: Number n of held-out normal examples.
+        examples: Number n of held-out normal examples.
         above: Number of these whose score is above the threshold.
         expected: Expected rate of false alarms, over the choice of these examples and of a further one.
         bound: Rate that the threshold exceeds for one choice of these examples in twenty at most.
     """
 
     threshold: float
-    count: int
+    examples: int
     above: int
     expected: float
     bound: float
 
     def __str__(self) -> str:
         return (
-            f"threshold {self.threshold:.4g}, exceeded by {self.above:,} of {self.count:,} held-out normal examples: "
+            f"threshold {self.threshold:.4g}, exceeded by {self.above:,} of {self.examples:,} held-out normal examples: "
             f"false alarms are expected for {self.expected:.1%} of normal examples, and for at most {self.bound:.1%} "
             "with 95% confidence"
         )

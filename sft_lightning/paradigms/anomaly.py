@@ -123,10 +123,11 @@ class AnomalyDetector(WithoutSteps, DefectDetector):
             whole = data.splits[name]
             data.splits[_SHARE] = Split(whole.part, [*whole.indices][rank::world])
             try:
-                with eval_mode(self.backbone), self.trainer.precision_plugin.forward_context():
-                    for batch in data.batches_of(_SHARE, self.device):
-                        positions = before + rank + world * batch.indices
-                        yield MapBatch(positions, self.backbone.forward_maps(batch.x))
+                for batch in data.batches_of(_SHARE, self.device):
+                    # Left before each yield: the method computes in full precision.
+                    with eval_mode(self.backbone), self.trainer.precision_plugin.forward_context():
+                        maps = self.backbone.forward_maps(batch.x)
+                    yield MapBatch(before + rank + world * batch.indices, maps)
             finally:
                 del data.splits[_SHARE]
             before += len(whole)

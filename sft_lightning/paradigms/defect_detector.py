@@ -85,10 +85,13 @@ class DefectDetector(Paradigm):
         Raises:
             InputError: There are none, or validation is left out.
         """
-        if not len(data.splits["labeled"]):
+        count, world = len(data.splits["labeled"]), self.trainer.world_size
+        if not count:
             raise InputError(
                 f"{type(data).__name__} gives no normal training example: lower val_size and test_size, or add some"
             )
+        if count < world:
+            raise InputError(f"there are {count} normal training examples for {world} processes: use fewer devices")
         if not self.trainer.limit_val_batches:
             raise InputError("limit_val_batches is 0, and the threshold comes from validation examples: leave it out")
         check_held_out(int((data.splits["val"].labels == 0).sum()))
@@ -147,9 +150,9 @@ class DefectDetector(Paradigm):
         if not self.is_last_epoch:
             return
         rank_zero_info(f"Alarm: {promise}.")
-        if promise.count < self.alarm.needed:
+        if promise.examples < self.alarm.needed:
             rank_zero_info(
-                f"Alarm: {promise.count:,} held-out normal examples cannot keep a rate of {self.alarm.rate:g}, so that "
+                f"Alarm: {promise.examples:,} held-out normal examples cannot keep a rate of {self.alarm.rate:g}, so that "
                 f"the threshold is their largest score: hold out at least {self.alarm.needed:,} (val_size), or set a "
                 "larger false_alarm_rate."
             )

@@ -36,7 +36,7 @@ class DefectComparison(NamedTuple):
         detector: AUROC of the detector.
         low: Lower end of the 95% interval of the difference, classifier minus detector.
         high: Upper end of the interval.
-        count: Number of defective examples.
+        defects: Number of defective examples.
     """
 
     normal_class: str
@@ -44,7 +44,7 @@ class DefectComparison(NamedTuple):
     detector: float
     low: float
     high: float
-    count: int
+    defects: int
 
     def __str__(self) -> str:
         verdict = "whether the labels of defects help is not settled"
@@ -53,7 +53,7 @@ class DefectComparison(NamedTuple):
         elif self.high < 0:
             verdict = "fit AnomalyDetector (docs/defects.md) until more defects are labeled"
         return (
-            f"Defects: with {self.count:,} labeled ones, the model ranks {self.classifier:.1%} of the pairs of a "
+            f"Defects: with {self.defects:,} labeled ones, the model ranks {self.classifier:.1%} of the pairs of a "
             f"defective and a {self.normal_class} example rightly, and PatchCore, which learns from the latter alone, "
             f"{self.detector:.1%}: {verdict} (95% interval of the difference {100 * self.low:+.1f} to "
             f"{100 * self.high:+.1f} points)."
@@ -138,7 +138,7 @@ def _read_maps(encoder: Encoder, data: FewLabelDataModule, positions: list[int])
     data.splits[_CHOSEN] = Split(split.part, [split.indices[i] for i in positions])
     try:
         for batch in data.batches_of(_CHOSEN, encoder.device):
-            for indices, x in zip(batch.indices.split(16), batch.x.split(16), strict=True):  # type: ignore[union-attr]
+            for indices, x in zip(batch.indices.split(16), batch.x.split(16), strict=True):
                 yield MapBatch(indices, encoder.forward_maps(x))
     finally:
         del data.splits[_CHOSEN]

@@ -31,7 +31,8 @@ def learn(name: str, devices: int, folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     data = Doubles(str(folder), image_size=32, batch_size=4, num_workers=0, val_size=5)
     model = AnomalyDetector(METHODS[name], "resnet8", data.input_spec, strides=[4, 8], false_alarm_rate=0.2).double()
-    run = trainer(devices=devices, **({"strategy": "ddp"} if devices > 1 else {}))
+    strategy: dict[str, Any] = {"strategy": "ddp"} if devices > 1 else {}
+    run = trainer(devices=devices, **strategy)
     run.fit(model, data)
     metrics = {n: float(v) for n, v in run.callback_metrics.items()}
     (tested,) = run.test(model, data, verbose=False)

@@ -145,7 +145,7 @@ def test_a_threshold_keeps_its_promise_on_every_distribution() -> None:
         assert promise.expected <= rate
         assert np.mean(rates) == pytest.approx(promise.expected, rel=0.05)
         assert np.mean(np.array(rates) <= promise.bound) == pytest.approx(0.95, abs=0.015)
-        k = promise.count - promise.above
+        k = promise.examples - promise.above
         assert promise.bound == pytest.approx(stats.beta.ppf(0.95, count + 1 - k, k))
         assert k == np.ceil((count + 1) * (1 - rate) - 1e-9)
 

@@ -40,7 +40,7 @@ def test_the_better_one_is_named(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in start.backbone.state_dict().items()}
     found = compare_with_detector(source, guesses, [start], 1000)
     assert found is not None
-    assert (found.normal_class, found.count) == ("good", 8)
+    assert (found.normal_class, found.defects) == ("good", 8)
     assert found.detector > 0.9
     is_normal = source.labels == names.index("good")
     assert found.classifier == pytest.approx(float(compute_auroc(noise[is_normal], noise[~is_normal])), abs=1e-6)
