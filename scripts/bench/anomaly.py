@@ -12,8 +12,8 @@ ImageNet weights, images of 224 pixels.
 Hypotheses, written before the first run on these splits: (1) PatchCore finds more than PaDiM, since a texture has no
 fixed places; (2) maps of strides 4 and 8 find more local defects than those of 8 and 16, the paper's, since the defects
 are small; (3) the rate of false alarms in the test stays within what the threshold promises, at 1 % and at 5 %.
-Budget: 6 minutes of one core for all seeds. `all patches` has the candidates of anomalib's PatchCore, for comparison, and
-`stride 4, 256 pixels` was added after a look at another split (seed 7), where it found more local defects.
+Budget: 6 minutes of one core for all seeds. `all patches` has the candidates of anomalib's PatchCore, for comparison,
+and `stride 4, 256 pixels` was added after a look at another split (seed 7), where it found more local defects.
 
 `--images` writes the names of the images of each split instead, from which `anomalib_patchcore.py` reads the same.
 """

@@ -31,8 +31,8 @@ class Promise(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"threshold {self.threshold:.4g}, exceeded by {self.above:,} of {self.examples:,} held-out normal examples: "
-            f"false alarms are expected for {self.expected:.1%} of normal examples, and for at most {self.bound:.1%} "
+            f"threshold {self.threshold:.4g}, exceeded by {self.above:,} of {self.examples:,} held-out normal examples"
+            f": false alarms are expected for {self.expected:.1%} of normal examples, and for at most {self.bound:.1%} "
             "with 95% confidence"
         )
 

@@ -152,7 +152,7 @@ class DefectDetector(Paradigm):
         rank_zero_info(f"Alarm: {promise}.")
         if promise.examples < self.alarm.needed:
             rank_zero_info(
-                f"Alarm: {promise.examples:,} held-out normal examples cannot keep a rate of {self.alarm.rate:g}, so that "
+                f"Alarm: {promise.examples:,} held-out normal examples cannot keep a rate of {self.alarm.rate:g}, so "
                 f"the threshold is their largest score: hold out at least {self.alarm.needed:,} (val_size), or set a "
                 "larger false_alarm_rate."
             )
