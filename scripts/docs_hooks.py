@@ -19,7 +19,7 @@ PACKAGE = ROOT / "sft_lightning"
 API = {
     "paradigms": ("Paradigms and tasks", ("paradigms", "tasks")),
     "losses": ("Losses and strategies", ("losses",)),
-    "classifiers": ("Classifiers without steps", ("classifiers",)),
+    "classifiers": ("Classifiers without steps", ("classifiers", "anomaly")),
     "networks": ("Networks", ("networks",)),
     "data": ("Data", ("data", "modalities")),
     "training": ("Training", ("training", "runs")),

@@ -8,6 +8,8 @@ from sft_lightning._version import __version__ as __version__
 _moved.install()
 
 __all__ = [
+    "AnomalyDataModule",
+    "AnomalyDetector",
     "AudioDataModule",
     "AudioView",
     "AutoencoderModule",
@@ -22,6 +24,7 @@ __all__ = [
     "SelfSupervisedModule",
     "SemiSupervisedModule",
     "StrongView",
+    "StudentTeacherDetector",
     "TextDataModule",
     "TextView",
     "WarmupCosine",
@@ -34,11 +37,13 @@ if TYPE_CHECKING:
     from sft_lightning.data.audio.views import AudioView
     from sft_lightning.data.text.datamodule import TextDataModule
     from sft_lightning.data.text.views import TextView
+    from sft_lightning.data.vision.anomaly_datamodule import AnomalyDataModule
     from sft_lightning.data.vision.datamodule import ImageDataModule
     from sft_lightning.data.vision.pretrain_views import PretrainView
     from sft_lightning.data.vision.segmentation_datamodule import SegmentationDataModule
     from sft_lightning.data.vision.segmentation_views import ColorView
     from sft_lightning.data.vision.views import StrongView, WeakView
+    from sft_lightning.paradigms.anomaly import AnomalyDetector
     from sft_lightning.paradigms.autoencoder import AutoencoderModule
     from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
     from sft_lightning.paradigms.distill import DistillModule
@@ -46,10 +51,13 @@ if TYPE_CHECKING:
     from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
     from sft_lightning.paradigms.self_supervised import SelfSupervisedModule
     from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
+    from sft_lightning.paradigms.student_teacher import StudentTeacherDetector
     from sft_lightning.solver.solve import solve
     from sft_lightning.training.lr_schedulers import WarmupCosine
 
 _HOMES = {
+    "AnomalyDataModule": "sft_lightning.data.vision.anomaly_datamodule",
+    "AnomalyDetector": "sft_lightning.paradigms.anomaly",
     "AudioDataModule": "sft_lightning.data.audio.datamodule",
     "AudioView": "sft_lightning.data.audio.views",
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
@@ -63,6 +71,7 @@ _HOMES = {
     "SegmentationDataModule": "sft_lightning.data.vision.segmentation_datamodule",
     "SelfSupervisedModule": "sft_lightning.paradigms.self_supervised",
     "SemiSupervisedModule": "sft_lightning.paradigms.semi_supervised",
+    "StudentTeacherDetector": "sft_lightning.paradigms.student_teacher",
     "StrongView": "sft_lightning.data.vision.views",
     "TextDataModule": "sft_lightning.data.text.datamodule",
     "TextView": "sft_lightning.data.text.views",

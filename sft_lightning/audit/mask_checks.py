@@ -158,8 +158,10 @@ def _compare_masks(*places: tuple[SplitStats[Any], int]) -> float:
         if storage.masks[index] is None or one.name == "unlabeled":
             return 0.0
         try:
-            masks.append(storage.read_mask(index))
+            mask = storage.read_mask(index)
         except OSError:
             return 0.0
+        assert mask is not None  # as `masks` says
+        masks.append(mask)
     first, second = masks
     return float(np.mean(first != second)) if first.shape == second.shape else 1.0

@@ -56,7 +56,8 @@ def _search_blocks(queries: Tensor, examples: Tensor, k: int, exclude_self: bool
         if exclude_self:
             rows = torch.arange(len(block), device=device)
             distances[rows, start + rows] = torch.inf
-        nearest[start : start + size] = distances.topk(k, 1, largest=False).indices.cpu()
+        chosen = distances.argmin(1, keepdim=True) if k == 1 else distances.topk(k, 1, largest=False).indices
+        nearest[start : start + size] = chosen.cpu()
     return nearest
 
 

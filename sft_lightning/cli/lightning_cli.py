@@ -17,6 +17,8 @@ from torch import distributed
 
 # Imported so that a config can name them without their module.
 from sft_lightning import (  # noqa: F401
+    AnomalyDataModule,
+    AnomalyDetector,
     AudioDataModule,
     AutoencoderModule,
     DecoupledFeatureClassifier,
@@ -27,6 +29,7 @@ from sft_lightning import (  # noqa: F401
     SegmentationDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
+    StudentTeacherDetector,
     TextDataModule,
     WarmupCosine,
 )
@@ -43,6 +46,8 @@ from sft_lightning.cli.run_config import explain_missing_data, set_splits
 from sft_lightning.data.class_names import format_class_names
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.build import use_files_of
+from sft_lightning.paradigms.defect_detector import DefectDetector
+from sft_lightning.paradigms.without_steps import WithoutSteps
 from sft_lightning.runs.checkpoints import check_checkpoint, find_checkpoint, find_newest_checkpoint, read_checkpoint
 from sft_lightning.runs.lock import RunLock, is_training
 from sft_lightning.runs.paths import LOGS, check_run_name, get_run_folder, list_versions
@@ -218,7 +223,7 @@ class SFTCLI(LightningCLI):
             set_splits(self.datamodule, config, None if checkpoint is None else get_run_folder(Path(checkpoint)))
             if self._recorded_spec is not None:
                 self.datamodule.use_recorded(self._recorded_spec)
-        if self.subcommand == "fit" and isinstance(self.model, FrozenFeatureClassifier):
+        if self.subcommand == "fit" and isinstance(self.model, WithoutSteps):
             self.model.check_processes(self.trainer.world_size)  # before any is started
         if checkpoint is None:
             return
@@ -282,7 +287,7 @@ class SFTCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         """Add the callbacks that the command needs and no others, as each one costs time in every step."""
-        if isinstance(self.model, FrozenFeatureClassifier) and config.get("max_epochs") is None:
+        if isinstance(self.model, WithoutSteps) and config.get("max_epochs") is None:
             config["max_epochs"] = 1  # all that it takes, without Lightning's advice to set it
         saves = config.get("enable_checkpointing") is not False
         defaults: list[Callback] = [
@@ -298,6 +303,10 @@ class SFTCLI(LightningCLI):
         return super()._instantiate_trainer(config, [*callbacks, *defaults])
 
     def _make_writer(self) -> Callback:
+        if isinstance(self.model, DefectDetector):
+            from sft_lightning.training.callbacks.vision.heat_maps import HeatMapWriter
+
+            return HeatMapWriter()
         if not getattr(getattr(self.model, "task", None), "is_dense", False):
             return PredictionWriter()
         from sft_lightning.training.callbacks.vision.mask_predictions import MaskWriter

@@ -34,12 +34,13 @@ class LoadedRun:
         data: Data module after its setup.
     """
 
-    def __init__(self, name: str, *words: str) -> None:
+    def __init__(self, name: str, *words: str, takes_defects: bool = False) -> None:
         """Find and read the run.
 
         Args:
             name: Folder of a run, or a checkpoint.
             words: Options that replace settings of the run, as on the command line.
+            takes_defects: Whether a run may have learned from normal examples alone.
 
         Raises:
             InputError: The run does not exist or is damaged, or its data cannot be read.
@@ -54,6 +55,8 @@ class LoadedRun:
             kind = type(self.cli.datamodule).__name__
             raise InputError(f"run {name!r} has data of {kind}: give a run with a FewLabelDataModule")
         self.data = self.cli.datamodule
+        if self.data.target == "defect" and not takes_defects:
+            self.data.require_classes(f"this command, of run {name!r},")
         self.data.setup("test")
 
     @cached_property

@@ -9,21 +9,26 @@ from jsonargparse import ArgumentParser
 from torch import optim
 
 import sft_lightning
-from sft_lightning import classifiers
+from sft_lightning import anomaly, classifiers
 from sft_lightning.cli.parser import list_actions
 from sft_lightning.losses import features as feature_losses, pretraining, regularizers, unlabeled as strategies
 from sft_lightning.networks import adapters
 
 # Classes of ours by the setting that names them.
 OURS = {
-    "model": [name for name in sft_lightning.__all__ if name.endswith(("Module", "Classifier")) and "Data" not in name],
-    "data": ["ImageDataModule", "TextDataModule", "AudioDataModule", "SegmentationDataModule"],
+    "model": [
+        name
+        for name in sft_lightning.__all__
+        if name.endswith(("Module", "Classifier", "Detector")) and "Data" not in name
+    ],
+    "data": ["ImageDataModule", "TextDataModule", "AudioDataModule", "SegmentationDataModule", "AnomalyDataModule"],
     "objective": pretraining.__all__,
     "strategy": strategies.__all__,
     "feature_loss": feature_losses.__all__,
     "regularizer": regularizers.__all__,
     "adapter": adapters.__all__,
     "classifier": classifiers.__all__,
+    "method": [name for name in anomaly.__all__ if name != "AnomalyMethod"],
     "lr_scheduler": ["WarmupCosine"],
 }
 # Modules with further classes.
@@ -126,5 +131,5 @@ def _group_classes() -> dict[str, list[Any]]:
 
 
 def _load_ours(name: str) -> list[Any]:
-    homes = (sft_lightning, pretraining, strategies, feature_losses, regularizers, adapters, classifiers)
+    homes = (sft_lightning, pretraining, strategies, feature_losses, regularizers, adapters, classifiers, anomaly)
     return [next(getattr(home, cls) for home in homes if cls in home.__all__) for cls in OURS[name]]

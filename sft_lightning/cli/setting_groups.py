@@ -63,6 +63,26 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Batches": ("batch_size", "unlabeled_ratio", "eval_batch_size", "steps_per_epoch"),
         "Loading": ("num_workers",),
     },
+    "AnomalyDataModule": {
+        "Source": (
+            "source", "root", "download", "normal_class", "unlabeled_as_normal", "unlabeled_source", "predict_source",
+            "class_names", "on_bad_image",
+        ),
+        "Labels and splits": ("num_labels", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak"),
+        "Images": ("image_size", "channels", "background", "resize", "value_range"),
+        "Views": (),  # none of those of `ImageDataModule`
+        "Batches": ("batch_size",),
+        "Loading": ("num_workers",),
+    },
+    "AnomalyDetector": {
+        "Method": ("method", "false_alarm_rate"),
+        "Features": ("backbone", "weights", "strides", "mean", "std"),
+    },
+    "StudentTeacherDetector": {
+        "Method": ("strides", "false_alarm_rate"),
+        "Teacher": ("backbone", "weights", "mean", "std"),
+        "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
+    },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),
         "Start": ("weights", "head_weights", "head_start"),

@@ -24,6 +24,8 @@ class Labeled(NamedTuple):
         num_weak: Number of weak views, which come first and are followed by strong ones; None if all are of one kind.
         names: Names of the examples, in prediction only.
         is_features: Whether `x` holds features, (B, F), in place of the examples.
+        mask: 1 for defective places of examples, 0 for normal ones and -1 where it is not known, (B, H, W); None where
+            examples have labels alone.
     """
 
     x: Inputs
@@ -32,6 +34,7 @@ class Labeled(NamedTuple):
     num_weak: int | None = None
     names: list[str] | None = None
     is_features: bool = False
+    mask: Tensor | None = None
 
 
 def holds_features(batch: object) -> bool:

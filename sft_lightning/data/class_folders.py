@@ -22,7 +22,7 @@ from sft_lightning.data.storage import Storage
 from sft_lightning.utils.errors import InputError, did_you_mean
 
 
-class _Entries(NamedTuple):
+class Entries(NamedTuple):
     """Folders, files with examples and ignored files in a folder, in the order of their names."""
 
     folders: list[Path]
@@ -63,7 +63,7 @@ class ClassFolders(Source):
         self.path = path
         self.name = str(path)
         self._ignored = IgnoredFiles(self.kind)
-        self._entries: dict[Path, _Entries] = {}
+        self._entries: dict[Path, Entries] = {}
         findings: list[Finding] = []
         folders, loose, passed = self._list_entries(path)
         self._ignored.merge(passed)
@@ -73,15 +73,7 @@ class ClassFolders(Source):
             self._refuse_wrapper(path, loose)
         else:
             findings += self._check_beside([f for f in folders if f not in self._splits.values()], loose)
-        classes = self._class_folders(self._train)
-        if not classes and not loose:  # nothing to train on: take the classes of the splits to evaluate
-            classes = [
-                f
-                for split in ("val", "test")
-                if split in self._splits
-                for f in self._class_folders(self._splits[split])
-            ]
-        self.class_names = sort_classes({format_path(folder.name) for folder in classes})
+        self.class_names = sort_classes({format_path(folder.name) for folder in self._find_classes(loose)})
         findings += self._check_names(listed_classes)
         self._files: dict[str, list[tuple[Path, int]]] = {}
         self._subfolders: dict[str, set[str]] = {}  # folders with files in each class folder; "" for files beside them
@@ -102,7 +94,7 @@ class ClassFolders(Source):
             )
         self.messages = findings
 
-    def _list_entries(self, folder: Path) -> _Entries:
+    def _list_entries(self, folder: Path) -> Entries:
         """Return the entries of a folder, listed once."""
         if folder not in self._entries:
             self._entries[folder] = _list_folder(folder, self.kind)
@@ -110,6 +102,15 @@ class ClassFolders(Source):
 
     def _class_folders(self, folder: Path) -> list[Path]:
         return [f for f in self._list_entries(folder).folders if f not in self._splits.values()]
+
+    def _find_classes(self, loose: Sequence[Path]) -> list[Path]:
+        """Return the folders of the classes: of those to train on, or else of the splits to evaluate."""
+        classes = self._class_folders(self._train)
+        return classes if classes or loose else self._list_evaluated_classes()
+
+    def _list_evaluated_classes(self) -> list[Path]:
+        held = [self._splits[split] for split in ("val", "test") if split in self._splits]
+        return [folder for split in held for folder in self._class_folders(split)]
 
     def _find_splits(self, folders: Sequence[Path], findings: list[Finding]) -> dict[str, Path]:
         """Return the folder of each split, and report other spellings in `findings`."""
@@ -325,8 +326,8 @@ class ClassFolders(Source):
         return parts
 
 
-def _list_folder(folder: Path, kind: FileKind) -> _Entries:
-    listing = _Entries([], [], IgnoredFiles(kind))
+def _list_folder(folder: Path, kind: FileKind) -> Entries:
+    listing = Entries([], [], IgnoredFiles(kind))
     try:
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)

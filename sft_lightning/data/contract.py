@@ -126,6 +126,11 @@ class FewLabelData(ABC):
         """
         return labels
 
+    @property
+    def normal_splits(self) -> tuple[str, ...]:
+        """Names of the splits whose examples are taken as normal when defects are learned to be found."""
+        return ("labeled",)
+
     @abstractmethod
     def name_targets(self, targets: Tensor) -> list[str]:
         """Return the label of each target; an empty text where it is unknown.

@@ -69,7 +69,8 @@ def read_splits(
         splits = leave_out_trained(choose(request), starts, request, source.name)
     if run is not None or split_file is not None:  # whose labels may be fewer than requested
         request = replace(request, num_labels=None)
-    if run is None or len(splits["labeled"]) or len(splits["unlabeled"]):  # otherwise other data is only evaluated
+    is_trained = run is None or len(splits["labeled"]) or len(splits["unlabeled"])  # else it is only evaluated
+    if is_trained and request.normal_class is None:
         # The names of the labels are those of the classes, but where a label is a set of them or a mask.
         names = source.label_names if request.label_sets is None else source.class_names
         check_splits(splits, parts, request, names)

@@ -21,6 +21,7 @@ from torch import Tensor
 from sft_lightning.data.equal_examples import find_equal_examples
 from sft_lightning.data.issues import MAX_EXAMPLES, Finding
 from sft_lightning.data.label_sets import LabelSets
+from sft_lightning.data.normal_splits import describe_unused_defects, find_defects
 from sft_lightning.data.quotas import quotas
 from sft_lightning.data.set_splits import choose_sets
 from sft_lightning.data.source import Examples, concatenated, is_whole
@@ -78,6 +79,7 @@ class SplitConfig:
         findings: Findings about the data and its splits, which a run logs.
         leaks: Findings about held-out examples whose labels an earlier run has learned, which the lineage keeps.
         label_sets: Sets of classes that labels are numbers of; None where each label is one class.
+        normal_class: Number of the only class to train on, to which examples of others are compared; None for all.
     """
 
     seed: int = 0
@@ -89,6 +91,7 @@ class SplitConfig:
     findings: list[Finding] = field(default_factory=list)
     leaks: list[Finding] = field(default_factory=list)
     label_sets: LabelSets | None = None
+    normal_class: int | None = None
 
 
 def _hash_key(seed: int, purpose: str, name: str) -> bytes:
@@ -182,10 +185,14 @@ def make_splits(
     train, given = parts.get("train"), parts.get("unlabeled")
     nothing = Split(next(iter(parts.values())), [])
     splits: Splits = {name: _all(parts[name]) for name in ("test", "val") if name in parts}
-    rest = nothing if train is None else _all(train)
+    defects, rest = (nothing, nothing) if train is None else _set_apart(train, request)
     for name, size in (("test", request.test_size), ("val", request.val_size)):
         if name not in parts:
             splits[name], rest = _held_out(rest, size, request, name)
+    if len(defects) and "test" in parts:
+        request.findings.append(describe_unused_defects(defects.ids))
+    elif len(defects):
+        splits["test"] = Split(defects.part, sorted([*splits["test"].indices, *defects.indices]))
     if second is not None:
         unlabeled = _all(second)
     elif given is None:
@@ -205,6 +212,11 @@ def make_splits(
 
 def _all(part: Examples) -> Split:
     return Split(part, range(len(part)))
+
+
+def _set_apart(train: Examples, request: SplitConfig) -> tuple[Split, Split]:
+    """Return the training examples that are only compared, and those to train on."""
+    return _divided(_all(train), find_defects(train.labels, request.normal_class))
 
 
 def _divided(split: Split, taken: npt.NDArray[np.int64]) -> tuple[Split, Split]:

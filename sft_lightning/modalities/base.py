@@ -20,6 +20,7 @@ class SolveChoices:
         skipping: Setting that leaves out unreadable files; empty where examples are not files.
         candidate: Published network that the user may name; empty where some are found or fetched.
         starts_random: Whether trainings of `pretrained` from random weights are compared, too.
+        one_class: What to do with labels of one class alone, after "or"; empty where nothing is.
         has_sides: Whether the side of the examples in pixels is a setting, which is chosen, too.
     """
 
@@ -33,6 +34,7 @@ class SolveChoices:
     skipping: str = ""
     candidate: str = ""
     starts_random: bool = False
+    one_class: str = ""
     has_sides: bool = False
 
 

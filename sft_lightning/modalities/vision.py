@@ -23,6 +23,7 @@ MODALITY = Modality(
         pretrained="resnet8:flatten",
         pretrain_view=tuple(f"--data.pretrain_view.{change}" for change in _PRETRAIN_VIEW),
         skipping="on_bad_image",
+        one_class="if these are normal images, find defects with AnomalyDetector (docs/defects.md)",
         has_sides=True,
     ),
 )

@@ -134,6 +134,25 @@ class Encoder(nn.Module, ABC):
         """
         raise InputError(f"backbone {self.name!r} has no maps whose channels could be scaled: choose another one")
 
+    def select_maps(self, strides: Sequence[int]) -> None:
+        """Choose the maps that `forward_maps` gives, and drop the layers after the last one.
+
+        Args:
+            strides: Strides of the maps: size of an input divided by that of the map.
+
+        Raises:
+            InputError: The encoder has no maps, or none of such a stride.
+        """
+        raise InputError(f"backbone {self.name!r} gives no maps, of which places are compared: choose another one")
+
+    def forward_maps(self, x: Inputs) -> list[Tensor]:
+        """Compute the maps that `select_maps` has chosen, the finest first, (B, C, h, w) each.
+
+        Args:
+            x: Inputs as the modality's views give them, (B, ...) each.
+        """
+        raise NotImplementedError
+
     def find_perturbation_shape(self, x: Inputs) -> torch.Size:
         """Return the shape of a small change of inputs: by default theirs, (B, ...), if they are measured numbers.
 

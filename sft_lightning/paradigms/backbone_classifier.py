@@ -21,6 +21,7 @@ _TARGETS = {
     "class": "one class each",
     "class_set": "several classes (label_separator, label_columns)",
     "mask": "masks",
+    "defect": "labels of normal ones alone",
 }
 
 
@@ -84,10 +85,11 @@ class BackboneClassifier(Paradigm):
         """
         data = few_label_data(self.trainer)
         if data is not None and data.target != self.task.target:
+            remedy = f"give FineTuneClassifier or SemiSupervisedModule target {data.target!r}"
             raise InputError(
                 f"{type(self).__name__} is for {self.task.name.replace('_', '-')}, and the examples have "
-                f"{_TARGETS[data.target]}: "
-                f"give FineTuneClassifier or SemiSupervisedModule target {data.target!r}, or other data"
+                f"{_TARGETS[data.target]}: {'use AnomalyDetector' if data.target == 'defect' else remedy}, or other "
+                "data"
             )
         if data is None or list(names := data.class_names) == self.class_names:
             return

@@ -49,14 +49,14 @@ class Paradigm(LightningModule, ABC):
         batch_parts: The parts of a training batch that the data module loads for this paradigm.
         unlabeled_views: The views of an unlabeled example that it makes: `weak`, `weak_2`, `strong`, `strong_2`.
         balanced_from_epoch: Epoch from which labeled batches hold all classes equally often; None for never.
-        monitor: The validation metric that chooses the best checkpoint, and `min` or `max`.
+        monitor: The validation metric that chooses the best checkpoint, and `min` or `max`; None for none.
         constant_buffers: Names of the module's own buffers that no training step changes.
     """
 
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled",)
     unlabeled_views: tuple[str, ...] = ("weak",)
     balanced_from_epoch: int | None = None
-    monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
+    monitor: ClassVar[tuple[str, str] | None] = ("val/loss", "min")
     constant_buffers: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -295,7 +295,7 @@ class Paradigm(LightningModule, ABC):
 
     def _log_evaluation(self, stage: str) -> None:
         values = {f"{stage}/{name}": value for name, value in self.evaluate(stage).items()}
-        shown = {name: value for name, value in values.items() if name == self.monitor[0]}
+        shown = {name: value for name, value in values.items() if self.monitor and name == self.monitor[0]}
         self.log_dict({name: value for name, value in values.items() if name not in shown})
         self.log_dict(shown, prog_bar=True)
 

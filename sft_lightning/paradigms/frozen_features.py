@@ -16,8 +16,9 @@ from sft_lightning.data.splits import Split
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.paradigms.backbone_classifier import BackboneClassifier
-from sft_lightning.paradigms.base import StepResult, resolve_input_spec
+from sft_lightning.paradigms.base import resolve_input_spec
 from sft_lightning.paradigms.feature_cache import MOST, features, give_features
+from sft_lightning.paradigms.without_steps import WithoutSteps
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import InputSpec
@@ -25,7 +26,7 @@ from sft_lightning.utils.inputs import InputSpec
 _CHOSEN = "chosen"  # name of the split whose features are computed
 
 
-class FrozenFeatureClassifier(BackboneClassifier):
+class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
     """A classifier that is fitted to the features of a frozen backbone, or to pixels, when training starts.
 
     Training is one empty step, after which the classifier is validated and saved. `LabelSpreading` and `whiten` also
@@ -102,23 +103,6 @@ class FrozenFeatureClassifier(BackboneClassifier):
             self.name_classes(class_names)
 
     # --- fitting
-
-    def setup(self, stage: str) -> None:
-        """Let training be one step, whatever the settings of the Trainer: another one would change nothing.
-
-        Args:
-            stage: `fit`, `validate`, `test` or `predict`.
-
-        Raises:
-            InputError: Several processes are about to fit.
-        """
-        if stage != "fit":
-            return
-        trainer: Any = self.trainer
-        self.check_processes(trainer.world_size)
-        trainer.fit_loop.max_epochs = 1
-        trainer.limit_train_batches = 1
-        trainer.check_val_every_n_epoch, trainer.val_check_interval = 1, 1.0
 
     def check_processes(self, world_size: int) -> None:
         """Check that one process fits, which takes seconds; several may evaluate and predict.
@@ -218,33 +202,3 @@ class FrozenFeatureClassifier(BackboneClassifier):
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.head(features.float())
         return logits
-
-    # --- training, which has nothing to do
-
-    def configure_optimizers(self) -> None:
-        """Return no optimizer."""
-
-    def step(self, batch: Any) -> StepResult:
-        """Refuse to compute a loss.
-
-        Raises:
-            InputError: Always.
-        """
-        raise InputError(f"{type(self).__name__} takes no gradient steps")
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override] # no loss
-        """Do nothing: the classifier is fitted."""
-
-    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing, since no step has gradients.
-
-        Args:
-            args: Arguments of Lightning's hook.
-            kwargs: Keyword arguments of Lightning's hook.
-        """
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Do nothing, since no step has gradients to check."""
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log nothing, since no step has a loss."""

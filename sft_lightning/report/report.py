@@ -10,8 +10,10 @@ from torch import Tensor
 from sft_lightning import AutoencoderModule, SelfSupervisedModule
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint, sample_positions
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.paradigms.defect_detector import DefectDetector
 from sft_lightning.report import class_sets, figures, one_class, pixels
 from sft_lightning.report.calibration import render_calibration
+from sft_lightning.report.defects import DetectorReport
 from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.examples import (
     format_split,
@@ -32,6 +34,7 @@ from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.html import Section, render_columns, render_note, render_page
 
+_PLACES = {"pixel_auroc": "AUROC of places", "pro": "PRO up to 30% of false places"}
 _MAX_MAPPED = 1000  # examples of each kind on a map of the features
 _PARTS: dict[str, Any] = {"class": one_class, "class_set": class_sets}  # by the target of the task
 
@@ -55,7 +58,7 @@ def report(run: str, out: str | None = None, label_next: int = 20, specificity: 
     if not 0 < specificity < 1:
         raise InputError(f"specificity is {specificity}: give a share above 0 and below 1, such as 0.95")
     with silence_logs():
-        opened = LoadedRun(run)
+        opened = LoadedRun(run, takes_defects=True)
         path = Path(out) if out is not None else opened.folder / "report.html"
         if opened.classify is not None and opened.trained.is_dense:
             is_unfinished = is_training(opened.folder)
@@ -85,6 +88,11 @@ def report(run: str, out: str | None = None, label_next: int = 20, specificity: 
                 "Whether it helps shows in runs that start from it, compared over several seeds.",
             ]
             sections = [Section("Training curves", render_training(curves))]
+        elif isinstance(opened.cli.model, DefectDetector):
+            detector, curves = DetectorReport(opened), read_curves(opened.folder) or {}
+            verdict, figure = detector.format_verdict(_describe_iterate(opened)), detector.draw_scores()
+            measured = [(title, curves.get(f"test/{name}")) for name, title in _PLACES.items()]
+            sections = detector.render_sections([(title, values[-1][1]) for title, values in measured if values])
         else:
             made_by = opened.trained.metadata["made_by"]
             raise InputError(f"run {run!r} ({made_by}) has no classifier: give a run that has one")

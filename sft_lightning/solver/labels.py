@@ -258,6 +258,7 @@ def read_source(
             f"source {name!r} has labels of {named} class(es){_describe_unreadable(data)}: label some examples of at "
             f"least two, by class folders, the column 'label', or `sft-lightning label {name} --class_names "
             "[NAME,NAME]` and --labels labels.csv"
+            + (f"; or, {modality.solve.one_class}" if named == 1 and modality.solve.one_class else "")
         )
     groups = group_copies(labeled)
     try:

@@ -15,6 +15,7 @@ import numpy as np
 from sft_lightning.data.vision.images import Resize
 from sft_lightning.runs.lock import lock_folder
 from sft_lightning.runs.paths import LOGS, check_run_name
+from sft_lightning.solver.defects import compare_with_detector
 from sft_lightning.solver.deliver import Delivery, deliver, test
 from sft_lightning.solver.find_starts import NONE, FoundStart, check_knowledge, fetch_default, find_starts
 from sft_lightning.solver.labels import LabeledSource, read_source
@@ -25,6 +26,7 @@ from sft_lightning.solver.recipes import train
 from sft_lightning.solver.scoring import calibrate
 from sft_lightning.solver.slurm import find_job, solve_on_slurm
 from sft_lightning.solver.solution import Solution
+from sft_lightning.solver.starts import Start
 from sft_lightning.solver.trainings import judge_trainings
 from sft_lightning.solver.trials import Result, Trials
 from sft_lightning.solver.verdict import format_estimate, format_verdict
@@ -161,6 +163,7 @@ class _Solver:
     def __init__(self, source: LabeledSource, minutes: float, name: str, folder: Path, begin: float) -> None:
         self.source, self.begin, self.name, self.folder = source, begin, name, folder
         self.plan = Plan(folder / "plan.json", source.key, minutes, begin)
+        self.starts: Sequence[Start] = ()
         self.trials = Trials(source, self.plan, name, folder, self.report)
 
     def report(self, text: str) -> None:
@@ -174,7 +177,7 @@ class _Solver:
         found = self.find_starts(candidates, download)
         trials = self.trials
         trials.judge_pixels()
-        starts = trials.plan_starts(found)
+        starts = self.starts = trials.plan_starts(found)
         pretraining = trials.plan_pretraining(len(starts))
         trials.plan_delivery()
         self.show_plan()
@@ -245,6 +248,9 @@ class _Solver:
         verdict = format_verdict(
             best.recipe.name, len(trials.results), self.source, chosen, comparison, reference.recipe.name, delivery
         )  # fmt: skip
+        defects = compare_with_detector(self.source, best.probabilities[0], self.starts, self.plan.seconds)
+        if defects is not None:
+            verdict.insert(len(verdict) - len(delivery.advice), str(defects))
         rows = [
             [r.recipe.name, "yes" if r.recipe.uses_unlabeled else "no", format_estimate(r.estimate)]
             for r in sorted(trials.results, key=lambda r: -float(r.scores.mean()))
@@ -260,6 +266,7 @@ class _Solver:
             f"test_{key}": None if held is None else float(held.double().mean()),
             "unjudged": self.source.unjudged,
             "unlabeled": None if comparison is None else comparison.verdict,
+            "defects": None if defects is None else defects._asdict(),
             "recipes": {r.recipe.name: float(r.scores.mean()) for r in trials.results},
             "left_out": [*self.plan.dropped],
             "failed": trials.failed,

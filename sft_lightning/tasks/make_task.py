@@ -53,6 +53,11 @@ def make_task(
             f"segmentation_loss is {segmentation_loss!r}, and the examples have no masks: leave it out, or give a "
             "SegmentationDataModule"
         )
+    if target == "defect":
+        raise InputError(
+            "AnomalyDataModule gives labels of normal examples alone, from which no classes are learned: use "
+            "AnomalyDetector, or give the source to ImageDataModule"
+        )
     if target == "class_set":
         return MultiLabel(num_classes, label_smoothing, multi_label_loss)
     if target not in ("class", "mask"):

@@ -45,7 +45,7 @@ class NamesClasses(Protocol):
 class IsMonitored(Protocol):
     """Module that says which validation metric chooses the best checkpoint, and `min` or `max`."""
 
-    monitor: tuple[str, str]
+    monitor: tuple[str, str] | None  # None for a module whose last checkpoint is its only one
 
 
 class PseudoLabels(NamedTuple):

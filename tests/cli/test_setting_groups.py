@@ -5,6 +5,8 @@ import re
 import pytest
 
 from sft_lightning import (
+    AnomalyDataModule,
+    AnomalyDetector,
     AudioDataModule,
     FineTuneClassifier,
     FrozenFeatureClassifier,
@@ -12,14 +14,23 @@ from sft_lightning import (
     SegmentationDataModule,
     SelfSupervisedModule,
     SemiSupervisedModule,
+    StudentTeacherDetector,
     TextDataModule,
 )
 from sft_lightning.__main__ import main
 from sft_lightning.cli.registry import LINKED, list_parameters
 from sft_lightning.cli.setting_groups import GROUPS, list_setting_groups
 
-DATA = (ImageDataModule, TextDataModule, AudioDataModule, SegmentationDataModule)
-CLASSES = (*DATA, FineTuneClassifier, FrozenFeatureClassifier, SelfSupervisedModule, SemiSupervisedModule)
+DATA = (ImageDataModule, TextDataModule, AudioDataModule, SegmentationDataModule, AnomalyDataModule)
+CLASSES = (
+    *DATA,
+    AnomalyDetector,
+    StudentTeacherDetector,
+    FineTuneClassifier,
+    FrozenFeatureClassifier,
+    SelfSupervisedModule,
+    SemiSupervisedModule,
+)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -25,7 +25,7 @@ from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.vision.pyramid import collect_maps
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.tasks.segmentation import Segmentation
-from sft_lightning.training.callbacks.vision import mask_predictions
+from sft_lightning.training.callbacks.vision import pixel_predictions
 from sft_lightning.training.callbacks.vision.mask_predictions import classify_pixels
 from sft_lightning.utils.errors import InputError
 from tests.paradigms.helpers import Recorder, moved, trainer
@@ -293,7 +293,7 @@ def test_unsupported_strategies_and_settings_say_so() -> None:
 
 
 def test_a_mask_gets_the_size_of_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mask_predictions, "_STRIP", 300)  # several strips
+    monkeypatch.setattr(pixel_predictions, "_STRIP", 300)  # several strips
     logits = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0))
     for sides in ((20, 20), (30, 12), (7, 25)):
         geometry = Geometry(8, resize="pad")

@@ -76,12 +76,23 @@ class MaskedImages(FileImages):
         image = decode(self.paths[index], geometry, seed)
         if not isinstance(geometry, MaskGeometry):
             return image
-        path, size = self.masks[index], geometry.size
-        if path is None:
+        size, mask = geometry.size, self.read_mask(index)
+        if mask is None:
             return {"image": image, "mask": torch.full((size, size), IGNORED, dtype=torch.int16)}
-        mask = self.read_mask(index)
         box = geometry.box(mask.shape[1], mask.shape[0], seed)
         return {"image": image, "mask": torch.from_numpy(cut_mask(mask, size, box))}
+
+    def read_mask(self, index: int) -> npt.NDArray[np.int16] | None:
+        """Read the mask of an image as numbers of classes, int16, (H, W), -1 is not counted; None where it has none.
+
+        Args:
+            index: Position of the image.
+
+        Raises:
+            OSError: It cannot be read, or has a value that no class has.
+        """
+        path = self.masks[index]
+        return None if path is None else self.coding.read(path)
 
     @classmethod
     def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> "MaskedImages":
@@ -104,19 +115,6 @@ class MaskedImages(FileImages):
     def _digest_masks(self) -> str:
         with_mask = [i for i, mask in enumerate(self.masks) if mask is not None]
         return combine_digests(sorted(zip([self.ids[i] for i in with_mask], self.digest_each(with_mask), strict=True)))
-
-    def read_mask(self, index: int) -> npt.NDArray[np.int16]:
-        """Read the mask of an image that has one as numbers of classes, int16, (H, W); -1 is not counted.
-
-        Args:
-            index: Position of the image.
-
-        Raises:
-            OSError: It cannot be read, or has a value that no class has.
-        """
-        path = self.masks[index]
-        assert path is not None
-        return self.coding.read(path)
 
     def find_problem(self, index: int) -> str | None:
         """Return why the mask of an image that has one cannot be used, as a clause that names it, or None.
@@ -167,7 +165,7 @@ class MaskedImages(FileImages):
 
         def of_one(i: int) -> npt.NDArray[np.int64]:
             try:
-                mask = self.read_mask(i) if self.masks[i] is not None else None
+                mask = self.read_mask(i)
             except OSError:
                 mask = None
             return np.bincount([] if mask is None else mask[mask >= 0].ravel(), minlength=count)

@@ -46,10 +46,11 @@ class OutlinedImages(MaskedImages):
         super().__init__(paths, ids, masks, coding)
         self.outlines = list(outlines)
 
-    def read_mask(self, index: int) -> npt.NDArray[np.int16]:
+    def read_mask(self, index: int) -> npt.NDArray[np.int16] | None:
         """Draw a mask at the size of its image."""
         outlines = self.outlines[index]
-        assert outlines is not None
+        if outlines is None:
+            return None
         if outlines.problem:
             raise OSError(outlines.problem)
         return outlines.draw(*upright_size(self.paths[index]))

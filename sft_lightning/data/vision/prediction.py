@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error
 from sft_lightning.data.loaders import RawBatch
+from sft_lightning.data.prepare_splits import readable
+from sft_lightning.data.source import Examples
+from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import collate
-from sft_lightning.data.vision.images import Geometry, decode
-from sft_lightning.data.vision.prediction_files import Listing
+from sft_lightning.data.vision.images import FileImages, Geometry, decode
+from sft_lightning.data.vision.prediction_files import Listing, open_prediction_source
 
 _Request = tuple[int, str, str]  # position in the listing, name, path
 
@@ -108,3 +112,22 @@ class FileLoader:
                 index = torch.tensor([position for position, _, _ in requests])
                 names = [name for _, name, _ in requests]
                 yield RawBatch(images, torch.full_like(index, -1), index, None, names)
+
+
+def read_files(name: str, root: str, bad: BadFiles) -> Split:
+    """Return the images to predict as a split, whose files are known before they are read.
+
+    Args:
+        name: Folder, table, file or name of a data set.
+        root: Folder of data sets, and second folder for the files of a table.
+        bad: Record that unreadable files are reported to; its policy may refuse them.
+
+    Raises:
+        InputError: There are no images.
+    """
+    opened = open_prediction_source(name, root, bad.policy == "raise")
+    if not isinstance(opened, Examples):
+        ids, paths = zip(*opened, strict=True)
+        opened = Examples(FileImages([Path(one) for one in paths], ids), list(ids), torch.full((len(ids),), -1))
+    part = readable(opened, bad)
+    return Split(part, range(len(part)))

@@ -10,18 +10,17 @@ from torch import Tensor
 
 from sft_lightning.data.batches import BatchViews, Labeled, Unlabeled
 from sft_lightning.data.loaders import RawBatch, TrainLoader
-from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.run_splits import TestOn
 from sft_lightning.data.source import Examples, take_unlabeled
 from sft_lightning.data.splits import LeakPolicy, Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
-from sft_lightning.data.vision.images import FileImages, Geometry
+from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.mask_classes import check_colors
 from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource
 from sft_lightning.data.vision.mask_storage import MaskGeometry
 from sft_lightning.data.vision.masks import Color, make_palette
 from sft_lightning.data.vision.open_masks import open_mask_source
-from sft_lightning.data.vision.prediction_files import open_prediction_source
+from sft_lightning.data.vision.prediction import read_files
 from sft_lightning.data.vision.segmentation_views import ColorView, SegmentationViews
 from sft_lightning.data.vision.sources import open_unlabeled
 from sft_lightning.data.vision.views import WeakView, make_view
@@ -285,15 +284,8 @@ class SegmentationDataModule(ImageDataModule):
             InputError: The data does not exist or is empty.
         """
         path = Path(name)
-        if (path / "images").is_dir():
-            path = path / "images"
-        opened = open_prediction_source(str(path), self.root, self.bad.policy == "raise")
-        if not isinstance(opened, Examples):
-            ids, paths = zip(*opened, strict=True)
-            storage = FileImages([Path(one) for one in paths], ids)
-            opened = Examples(storage, list(ids), torch.full((len(ids),), -1))
-        part = readable(opened, self.bad)
-        return Split(part, range(len(part)))
+        inside = path / "images"
+        return read_files(str(inside if inside.is_dir() else path), self.root, self.bad)
 
 
 def _with_masks(batch: Labeled) -> Labeled:

@@ -19,7 +19,14 @@ from sft_lightning.networks.vision.normalization import Stats
 from sft_lightning.networks.vision.pixels import Pixels
 from sft_lightning.networks.vision.pooling import find_pool, replace_pool, split_pool
 from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization, interpolate_positions
-from sft_lightning.networks.vision.pyramid import STRIDE, FeaturePyramid, collect_maps, find_levels, remove_unused
+from sft_lightning.networks.vision.pyramid import (
+    STRIDE,
+    FeaturePyramid,
+    Level,
+    collect_maps,
+    find_levels,
+    remove_unused,
+)
 from sft_lightning.networks.vision.resnet8 import ResNet8
 from sft_lightning.networks.vision.wide_resnet import WideResNet
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
@@ -49,6 +56,7 @@ class Backbone(Encoder):
         num_features: Number of output features.
         net: The network itself.
         decoder: Decoder that makes the features a map, or None.
+        levels: Maps that `forward_maps` gives.
     """
 
     modality: ClassVar[str] = "image"
@@ -83,6 +91,7 @@ class Backbone(Encoder):
         self.input_spec = InputSpec("image", self.image_shape)
         self._channels = image_shape[0] if self.architecture in BUILT_IN else 3
         self.decoder: FeaturePyramid | None = None
+        self.levels: tuple[Level, ...] = ()
         self.register_buffer("mean", self._stats(mean))
         self.register_buffer("std", self._stats(std))
         self._plain = self._is_plain()
@@ -122,21 +131,44 @@ class Backbone(Encoder):
         Returns:
             Features, (B, num_features).
         """
-        if x.shape[1] == 1 and self._channels == 3:
-            x = x.expand(-1, 3, -1, -1)
-        x = x.to(self.mean.dtype)  # the whole network may be in half or double precision
-        if not self._plain:
-            x = (x - self.mean) / self.std
+        x = self._normalize(x)
         if self.decoder is not None:
             mapped: Tensor = self.decoder(collect_maps(self.net, self.decoder.levels, x), x.shape[-2:])
             return mapped
         features: Tensor = self.net(x)
         return features
 
+    def _normalize(self, x: Tensor) -> Tensor:
+        if x.shape[1] == 1 and self._channels == 3:
+            x = x.expand(-1, 3, -1, -1)
+        x = x.to(self.mean.dtype)  # the whole network may be in half or double precision
+        return x if self._plain else (x - self.mean) / self.std
+
     @property
     def new_parts(self) -> Sequence[nn.Module]:
         """The decoder, if there is one."""
         return () if self.decoder is None else (self.decoder,)
+
+    def select_maps(self, strides: Sequence[int]) -> None:
+        """Choose the last map of each stride; of a plain transformer, the inner ones of four."""
+        shape = self._channels, *self.image_shape[1:]
+        levels = find_levels(self.net, self.name, shape)
+        found = {level.stride for level in levels}
+        if len(found) == 1 and len(levels) > 1:
+            chosen = levels[1:-1] or levels[:1]
+        else:
+            chosen = [level for level in levels if level.stride in strides]
+            if missing := [stride for stride in strides if stride not in found]:
+                raise InputError(
+                    f"strides is {list(strides)}, and backbone {self.name!r} has maps of the strides "
+                    f"{', '.join(map(str, sorted(found)))}, none of {missing[0]}: choose among these"
+                )
+        self.levels = tuple(chosen)
+        remove_unused(self.net, chosen, torch.zeros(1, *shape, dtype=self.mean.dtype, device=self.device))
+
+    def forward_maps(self, x: Tensor) -> list[Tensor]:
+        """Compute the chosen maps of pixels in [0, 1], (B, C, H, W)."""
+        return collect_maps(self.net, self.levels, self._normalize(x))
 
     def add_decoder(self, tensors: Mapping[str, Tensor]) -> None:
         """Make the features a map, (B, F, H / 4, W / 4), by a feature pyramid; that of the weights if it fits.

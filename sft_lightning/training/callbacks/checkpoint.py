@@ -121,8 +121,9 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
         """Choose the metric to monitor."""
         splits = known_splits(trainer)
         has_validation = len(splits.get("val", ())) and trainer.limit_val_batches
-        if has_validation and isinstance(pl_module, IsMonitored):
-            self.monitor, self.mode = pl_module.monitor
+        monitored = pl_module.monitor if isinstance(pl_module, IsMonitored) else None
+        if has_validation and monitored is not None:
+            self.monitor, self.mode = monitored
             self.kth_value = torch.tensor(float("inf") if self.mode == "min" else -float("inf"))
             self.save_top_k = 1
             self.filename = "best-epoch={epoch}-" + self.monitor.split("/")[-1] + "={" + self.monitor + ":.4f}"
