@@ -122,6 +122,8 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
         data = cli.datamodule
         if not isinstance(data, FewLabelDataModule):
             raise InputError(f"data is {type(data).__name__}: audit needs a FewLabelDataModule, such as TextDataModule")
+        if data.target == "defect":
+            data.require_classes("audit")
         request, policy = data.request, data.bad.policy
         data.bad.policy = "skip"  # to find them all
         rank_zero_info(f"Audit: reading {data.source.name} ...")

@@ -192,6 +192,16 @@ class SplitDataModule(FewLabelData, LightningDataModule):
         """What networks learn of an example: `class`, or `class_set` where examples have several classes."""
         return "class" if self.label_separator is None else "class_set"
 
+    def require_classes(self, what: str) -> None:
+        """Refuse data whose examples have no classes but other targets, such as masks; here, none.
+
+        Args:
+            what: Command or class that cannot take them, as the subject of a sentence.
+
+        Raises:
+            InputError: The targets are not classes.
+        """
+
     def require_one_class(self, what: str) -> None:
         """Refuse data whose examples have several classes.
 

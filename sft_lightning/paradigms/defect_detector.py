@@ -113,7 +113,7 @@ class DefectDetector(Paradigm):
         return height, width
 
     def _evaluation_step(self, stage: str, batch: Any) -> Scores:
-        scores = self(batch.x)
+        scores: Scores = self(batch.x)
         self._metrics[stage].update(scores.example, batch.y, scores.map, batch.mask)
         return scores
 

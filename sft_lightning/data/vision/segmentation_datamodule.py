@@ -178,7 +178,7 @@ class SegmentationDataModule(ImageDataModule):
         """What networks learn of an example: its mask."""
         return "mask"
 
-    def require_one_class(self, what: str) -> None:
+    def require_classes(self, what: str) -> None:
         """Refuse what takes classes of examples.
 
         Args:
@@ -191,6 +191,8 @@ class SegmentationDataModule(ImageDataModule):
             f"{what} takes classes of examples, and SegmentationDataModule gives masks: use FineTuneClassifier or "
             "SemiSupervisedModule with fit, validate, test, predict, study, report, audit and export"
         )
+
+    require_one_class = require_classes
 
     def make_targets(self, labels: Tensor) -> Tensor:
         """Return the labels, which say whether there is a mask; the masks themselves come with the images."""
