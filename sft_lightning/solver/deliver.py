@@ -88,7 +88,7 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
         outputs = source.task.invert_probabilities(probabilities)
         predicted = data.name_targets(source.task.decide(outputs, thresholds))
         _write_predictions(folder / "predictions.csv", source, probabilities, predicted)
-        delivery.caveat = compare_shares(predicted, source)
+        delivery.caveat = compare_shares(predicted, source, repeated.mean(0), known)
         delivery.next_labels = choose_next(measure_certainty(probabilities, source.task), space)
         ids = data.splits["unlabeled"].ids
         rows: list[list[object]] = [[ids[i], predicted[i]] for i in delivery.next_labels]
@@ -122,7 +122,9 @@ def _predict_pool(model: nn.Module, source: LabeledSource, space: Space, tempera
     return probabilities
 
 
-def compare_shares(predicted: Sequence[str], source: LabeledSource) -> str:
+def compare_shares(
+    predicted: Sequence[str], source: LabeledSource, held_out: Tensor, calibration: CrossFittedTemperature
+) -> str:
     """Return a sentence where classes are spread otherwise over the unlabeled examples than over the labels.
 
     Someone who labels the same number of each class judges rare ones as much as frequent ones.
@@ -130,6 +132,8 @@ def compare_shares(predicted: Sequence[str], source: LabeledSource) -> str:
     Args:
         predicted: Predicted class of each unlabeled example.
         source: Source with the labels.
+        held_out: Probabilities of the labeled examples without their fold, (N, C); NaN for those in no fold.
+        calibration: Temperature of the recipe.
     """
     names = source.data.class_names
     if source.task.has_thresholds or len(predicted) < MIN_COMPARED:
@@ -139,10 +143,11 @@ def compare_shares(predicted: Sequence[str], source: LabeledSource) -> str:
     gaps = found - labels
     if float(gaps.clamp_min(0).sum()) < _UNEVEN:
         return ""
-    k = int(gaps.argmax())
+    k, recall = int(gaps.argmax()), _measure_recall(held_out, source, calibration)[0].clamp_max(1)
     return (
         f"Of the unlabeled {source.data.input_spec.plural}, {found[k]:.0%} look like {names[k]}, of the labels "
-        f"{labels[k]:.0%} are: classes are spread differently, and so the accuracy on the former may differ."
+        f"{labels[k]:.0%} are. If that is so, and each class is recognized as often as its held-out labels are, "
+        f"{float(found @ recall):.1%} of the former are right."
     )
 
 

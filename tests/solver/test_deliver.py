@@ -193,10 +193,14 @@ def test_classes_that_are_spread_differently_are_named(
     """Three labels of each class do not say how right a model is on a pool that consists of one of them."""
     source = read_source("sample", workdir, 30, None, 0, "data")
     names = list(source.data.class_names)
-    assert compare_shares(names * 30, source) == ""
-    assert compare_shares(["Bag"] * 99, source) == ""
-    caveat = compare_shares([*names * 10, *["Bag"] * 100], source)
-    assert caveat.startswith("Of the unlabeled images, 55% look like Bag, of the labels 10% are")
+    held_out = torch.nn.functional.one_hot(source.labels, 10).double()
+    held_out[source.labels == names.index("Coat")] = torch.eye(10).double()[names.index("Shirt")]
+    plain = CrossFittedTemperature(1.0, 30)
+    assert compare_shares(names * 30, source, held_out, plain) == ""
+    assert compare_shares(["Bag"] * 99, source, held_out, plain) == ""
+    caveat = compare_shares([*names * 10, *["Bag"] * 100], source, held_out, plain)
+    assert caveat.startswith("Of the unlabeled images, 55% look like Bag, of the labels 10% are.")
+    assert caveat.endswith("95.0% of the former are right.")  # all but the coats
     write_folder(workdir / "few", {"train": 3, "unlabeled": 60})
     monkeypatch.setattr("sft_lightning.solver.deliver._UNEVEN", 0.0)
-    assert any("classes are spread differently" in one for one in solve("few", minutes=0.1, image_size=16).verdict)
+    assert any("of the former are right" in one for one in solve("few", minutes=0.1, image_size=16).verdict)
