@@ -97,13 +97,13 @@ class Control(nn.Module):
         return features, self.head(features)
 
     def validate(self, x: Inputs, y: Tensor) -> None:
-        """Add a validation batch to the accuracy.
+        """Add a validation batch to the accuracy, of pixels to the mean score.
 
         Args:
             x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
             y: Targets, (B, ...).
         """
-        self._accuracy.update(self._task.is_right(self.evaluated(x)[1], y).float())
+        self._accuracy.update(self._task.judge(self.evaluated(x)[1], y))
 
     def compute_accuracy(self) -> Tensor:
         """Return the accuracy over all batches and processes, and reset it."""
@@ -128,8 +128,6 @@ def find_obstacle(module: LightningModule) -> str:
         module: Module that learns from unlabeled examples, attached to its trainer.
     """
     trainer = module.trainer
-    if getattr(getattr(module, "task", None), "is_dense", False):
-        return "it compares how many examples are right as a whole, and masks are right pixel by pixel"
     if not len(known_splits(trainer).get("val", ())):
         return "the data holds out no validation example to compare the two networks on (val_size)"
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):

@@ -395,5 +395,5 @@ class SemiSupervisedModule(FineTuneClassifier):
         """Return loss, accuracy, macro-F1 and calibration error, and the control's accuracy in validation."""
         values = super().evaluate(stage)
         if stage == "val" and self.control is not None:
-            values["control_accuracy"] = self.control.compute_accuracy()
+            values[f"control_{self.task.judged_metric[0]}"] = self.control.compute_accuracy()
         return values

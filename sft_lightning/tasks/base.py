@@ -29,6 +29,7 @@ class Task(TaskPresentation):
         target: Name of its targets, as data modules give it: `class` or `class_set`.
         monitor: Validation metric that chooses the best checkpoint, and `min` or `max`.
         example_metric: Name and title of `example_scores`.
+        judged_metric: Name and title of the mean of `judge`.
         has_thresholds: Whether classes have thresholds from which they are predicted.
         num_classes: Number of classes C.
         label_smoothing: Share of the target that is spread over other classes.
@@ -40,6 +41,7 @@ class Task(TaskPresentation):
     target: ClassVar[str]
     monitor: ClassVar[tuple[str, str]]
     example_metric: ClassVar[tuple[str, str]]
+    judged_metric: ClassVar[tuple[str, str]] = ("accuracy", "accuracy")
     has_thresholds: ClassVar[bool] = False
     num_classes: int
     label_smoothing: float
@@ -128,6 +130,17 @@ class Task(TaskPresentation):
             outputs: Outputs of the head, (B, ...).
             target: Targets, (B, ...).
         """
+
+    def judge(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return how well each example is predicted where two networks are compared example by example, float, (B,).
+
+        By default 1 where it is right as a whole and 0 elsewhere.
+
+        Args:
+            outputs: Outputs of the head, (B, ...).
+            target: Targets, (B, ...).
+        """
+        return self.is_right(outputs, target).float()
 
     @property
     def metric(self) -> tuple[str, str]:

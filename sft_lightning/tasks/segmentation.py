@@ -58,6 +58,7 @@ class Segmentation(Task):
     hub_task: ClassVar[str | None] = "image-segmentation"
     hub_metrics: ClassVar[tuple[tuple[str, str, str], ...]] = (("mean_iou", "mean_iou", "Mean IoU"),)
     example_metric: ClassVar[tuple[str, str]] = ("image_iou", "mean IoU of an image")
+    judged_metric: ClassVar[tuple[str, str]] = example_metric
     explained_class: ClassVar[str] = "its most common class"
     uneven_advice: ClassVar[str] = "`class_weights: balanced` weighs pixels of rare classes more"
     uncertainty_note: ClassVar[str] = "the mean entropy of the pixels, 1 where all classes are equally likely"
@@ -157,6 +158,10 @@ class Segmentation(Task):
     def example_scores(self, outputs: Tensor, target: Tensor, thresholds: Tensor | None = None) -> Tensor:
         """Return the intersection over union of each image, averaged over the classes it has or gets, (B,)."""
         return average_iou(count_by_example(outputs.argmax(1), target, self.num_classes)).float()
+
+    def judge(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the scores, since hardly any image is right as a whole, (B,)."""
+        return self.example_scores(outputs, target)
 
     def uncertainty(self, outputs: Tensor) -> Tensor:
         """Return the mean entropy of the pixels, 1 where all classes are equally likely, float64, (B,)."""

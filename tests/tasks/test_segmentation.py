@@ -1,6 +1,7 @@
 """Segmentation: losses, metrics, training, strategies, prediction at the size of the image, resuming and refusals."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -374,7 +375,9 @@ def test_a_resumed_run_ends_the_same_to_the_bit(strategy: str, workdir: Path, ca
     if strategy != "MeanTeacher":
         words += ["--model.strategy.threshold=0.5"]
     assert main(["fit", *words, "--trainer.max_epochs=1", "--run_name=half"]) == 0
-    assert "Control: not trained, because it compares how many examples are right" in caplog.text
+    assert re.search(
+        r"(Control|Warning): with the unlabeled examples the mean IoU of an image on 4 validation", caplog.text
+    )
     assert main(["fit", *words, "--trainer.max_epochs=2", "--run_name=half", "--ckpt_path=last"]) == 0
     assert main(["fit", *words, "--trainer.max_epochs=2", "--run_name=whole"]) == 0
     folders = [Path(f"lightning_logs/{name}/version_0") for name in ("half", "whole")]
@@ -395,3 +398,53 @@ def test_pixels_are_learned_without_labels_of_the_unlabeled(tmp_path: Path) -> N
     assert batch["unlabeled"].weak.shape == (4, 3, 32, 32)
     assert batch["labeled"].y.shape == (4, 32, 32)
     assert all(np.isfinite(seen.losses))
+
+
+def test_the_control_is_kept_where_images_without_masks_did_harm(
+    workdir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scenes(Path("d"), 40, 30)
+    words = ["--model=SemiSupervisedModule", "--model.strategy=FixMatch", "--model.strategy.threshold=0", *FIT]
+    words += ["--model.warmup_steps=0", "--model.ramp_steps=0", "--model.ema_decay=0", "--data.num_labels=12"]
+    words += ["--model.lambda_u=300", "--model.control=true", "--trainer.max_epochs=5", "--run_name=run"]
+    assert main(["fit", *words]) == 0
+    said = (
+        r"Warning: with the unlabeled examples the mean IoU of an image on 4 validation examples is (0\.\d+), on the "
+    )
+    found = re.search(said + r"labels alone (0\.\d+): the run keeps the network of the labels alone", caplog.text)
+    assert found is not None
+    worse, better = map(float, found.groups())
+    assert worse < better
+    logged = read_rows(Path("lightning_logs/run/version_0/metrics.csv"))
+    control = [float(row["value"]) for row in logged if row["metric"] == "val/control_image_iou"]
+    assert control[-1] == pytest.approx(better, abs=1e-3)
+    data = module(Path("d"), num_labels=12)
+    data.setup("test")
+    state = torch.load("lightning_logs/run/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    kept = FineTuneClassifier("resnet8", 3, data.input_spec, target="mask").eval()
+    kept.load_state_dict({name: t for name, t in state.items() if name.startswith(("backbone", "head"))}, strict=False)
+    with torch.no_grad():
+        scores = [
+            kept.task.example_scores(kept(b.x), b.y) for b in data.labeled_batches(99, torch.device("cpu"), "val")
+        ]
+    assert torch.cat(scores).mean().item() == pytest.approx(better, abs=1e-3)
+
+
+def test_a_run_returns_to_its_start_where_most_images_lost(workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_scenes(Path("d"), 60, 50)
+    given = ["--data.val_size=10", "--data.num_labels=16"]
+    assert main(["fit", "--model=FineTuneClassifier", *FIT, *given, "--trainer.max_epochs=6", "--run_name=start"]) == 0
+    words = ["--model=SemiSupervisedModule", "--model.strategy=FixMatch", "--model.strategy.threshold=0", *FIT, *given]
+    words += ["--model.weights=lightning_logs/start/version_0", "--model.head_weights=lightning_logs/start/version_0"]
+    words += ["--model.warmup_steps=0", "--model.ramp_steps=0", "--model.ema_decay=0", "--model.lambda_u=300"]
+    words += ["--model.optimizer.lr=0.05", "--trainer.max_epochs=1", "--run_name=run"]
+    caplog.clear()
+    assert main(["fit", *words]) == 0
+    assert re.search(
+        r"Warning: semi-supervised training lowered the mean IoU of an image from 0\.\d+ at step 0 to 0", caplog.text
+    )
+    starts, ends = (
+        torch.load(f"lightning_logs/{name}/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("start", "run")
+    )
+    assert torch.equal(starts["head.weight"], ends["head.weight"])

@@ -23,7 +23,7 @@ _PARTS = ("backbone", "head")
 
 
 class _Reference(NamedTuple):
-    """Network before semi-supervised training: its step, weights, and correctness on validation examples, (N,)."""
+    """Network before semi-supervised training: its step, weights, and scores of validation examples, (N,)."""
 
     step: int
     weights: dict[str, Tensor]
@@ -71,7 +71,7 @@ class RollBack(Callback):
             state_dict: Value of `state_dict`.
         """
         reference = {name: value for name, value in state_dict.items() if name != "displaced"}
-        self._reference = _Reference(**reference) if reference else None
+        self._reference = _Reference(**{**reference, "correct": reference["correct"].float()}) if reference else None
         self._displaced = state_dict.get("displaced", [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,7 +98,6 @@ class RollBack(Callback):
             and (pl_module.has_trained_head or pl_module.warmup_steps > 0)
             and trainer.global_step <= pl_module.warmup_steps  # else a resumed run, whose start is past
             and data is not None
-            and data.target != "mask"  # right or wrong as a whole is too coarse for masks
             and len(data.splits.get("val", ())) > 0
             and bool(trainer.limit_val_batches)
             and not self._is_judged
@@ -165,17 +164,17 @@ class RollBack(Callback):
             trainer: Trainer at the end of its training.
             module: Module that learned from unlabeled examples.
             control: Network that learned from the labels alone.
-            correct: Whether the module classifies each validation example correctly, boolean, (N,).
-            by_control: Whether the control does, boolean, (N,).
+            correct: Score of each validation example by the module: 1 where it is right, of pixels up to 1, (N,).
+            by_control: The same by the control, (N,).
 
         Returns:
             Whether the control is kept.
         """
         accuracies = (
-            f"with the unlabeled examples the accuracy on {len(correct):,} validation examples is "
-            f"{float(correct.float().mean()):.3f}, on the labels alone {float(by_control.float().mean()):.3f}"
+            f"with the unlabeled examples the {_name_score(module)} on {len(correct):,} validation examples is "
+            f"{float(correct.mean()):.3f}, on the labels alone {float(by_control.mean()):.3f}"
         )
-        if not trainer.strategy.broadcast(int(by_control.sum()) > int(correct.sum())):
+        if not trainer.strategy.broadcast(float(by_control.sum()) > float(correct.sum())):
             rank_zero_info(f"Control: {accuracies}: the run keeps the former network.")
             return False
         networks = _list_networks(module)
@@ -194,22 +193,21 @@ class RollBack(Callback):
         reference, self._reference = self._reference, None
         if len(correct) != len(reference.correct):  # resumed with another `limit` of the data
             return
-        lost = int((reference.correct & ~correct).sum())
-        won = int((correct & ~reference.correct).sum())
+        lost, won = int((correct < reference.correct).sum()), int((correct > reference.correct).sum())
         p = mcnemar(lost, won)
-        before, after = (float(right.float().mean()) for right in (reference.correct, correct))
+        before, after = (float(scores.mean()) for scores in (reference.correct, correct))
         change = (
             f"from {before:.3f} at step {reference.step} to {after:.3f} on {len(correct):,} validation examples "
             f"({lost} lost, {won} won)"
         )
         if trainer.strategy.broadcast(p >= LEVEL):
             verdict = "" if after >= before else f", which is within noise (p = {p:.2f})"
-            rank_zero_info(f"{trained.capitalize()} changed the accuracy {change}{verdict}.")
+            rank_zero_info(f"{trained.capitalize()} changed the {_name_score(module)} {change}{verdict}.")
             return
         for network in _list_networks(module):
             _copy_weights(network, reference.weights)
         rank_zero_info(
-            f"Warning: {trained} lowered the accuracy {change}, which is more than noise (p = {p:.2g}): "
+            f"Warning: {trained} lowered the {_name_score(module)} {change}, which is more than noise (p = {p:.2g}): "
             f"the run returned to the network of step {reference.step}. --roll_back false keeps the last one."
         )
 
@@ -223,6 +221,12 @@ def mcnemar(lost: int, won: int) -> float:
     """
     n = lost + won
     return float(sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n)
+
+
+def _name_score(module: Any) -> str:
+    """Return the title of the mean score of validation examples."""
+    title: str = module.task.judged_metric[1]
+    return title
 
 
 def _evaluated(module: nn.Module) -> nn.Module:
@@ -252,9 +256,9 @@ def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def _classify(trainer: Trainer, module: Any, network: Any) -> Tensor:
-    """Return for each validation example whether a network, the module or a part of it, classifies it correctly.
+    """Return how well a network, the module or a part of it, predicts each validation example.
 
-    Boolean, (N,); equal on all processes.
+    1 where it is right and 0 elsewhere, of pixels up to 1, float, (N,); equal on all processes.
     """
     data, plugin = few_label_data(trainer), trainer.precision_plugin
     assert data is not None
@@ -262,5 +266,5 @@ def _classify(trainer: Trainer, module: Any, network: Any) -> Tensor:
     with isolate_rng(), eval_mode(module), plugin.forward_context():
         for batch in data.labeled_batches(MAX_EXAMPLES, module.device, "val"):
             logits = network.evaluated(plugin.convert_input(batch.x))[1]
-            correct.append(module.task.is_right(logits, batch.y).cpu())
+            correct.append(module.task.judge(logits, batch.y).cpu())
     return torch.cat(correct)
