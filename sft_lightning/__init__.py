@@ -15,6 +15,7 @@ __all__ = [
     "AutoencoderModule",
     "ColorView",
     "DecoupledFeatureClassifier",
+    "DistillModule",
     "FineTuneClassifier",
     "FrozenFeatureClassifier",
     "ImageDataModule",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from sft_lightning.paradigms.anomaly import AnomalyDetector
     from sft_lightning.paradigms.autoencoder import AutoencoderModule
     from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
+    from sft_lightning.paradigms.distill import DistillModule
     from sft_lightning.paradigms.fine_tune import FineTuneClassifier
     from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
     from sft_lightning.paradigms.self_supervised import SelfSupervisedModule
@@ -61,6 +63,7 @@ _HOMES = {
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
     "ColorView": "sft_lightning.data.vision.segmentation_views",
     "DecoupledFeatureClassifier": "sft_lightning.paradigms.decoupled",
+    "DistillModule": "sft_lightning.paradigms.distill",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
     "FrozenFeatureClassifier": "sft_lightning.paradigms.frozen_features",
     "ImageDataModule": "sft_lightning.data.vision.datamodule",

@@ -15,8 +15,10 @@ OF_IMAGES = {
     "_moved.py", "export/image_form.py", "export/recording_form.py", "losses/pretraining/mae.py", "report/attention.py",
     "report/figures.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
     "audit/image_checks.py",
+    "audit/mask_checks.py",
     "audit/recording_checks.py",
-    "tasks/segmentation.py", "tasks/segmentation_metrics.py",
+    "report/pixel_evaluation.py", "report/pixels.py",
+    "tasks/boundary_f1.py", "tasks/segmentation.py", "tasks/segmentation_metrics.py",
 }  # fmt: skip
 # Shapes that documentation gives as an example, and the former name of `input_spec`.
 EVERYWHERE = (

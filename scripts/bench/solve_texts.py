@@ -9,7 +9,7 @@ Of each table, at most 6,000 training texts are the pool, of which 4, 8 and 20 o
 2,000 texts are held out: those of its own test, or others at random. `solve` gets the labeled texts and the pool
 without labels, and judges by cross-fitting; its model is judged on the texts that were held out. Beside it, with the
 same labels: logistic regression on the frozen features of the encoder, logistic regression on TF-IDF, and complement
-naive Bayes on TF-IDF.
+naive Bayes on TF-IDF. Features of the encoder are computed once for each table, before the calls, which find them.
 
 Hypotheses, written down before the first run: `solve` is not below the best of the three by more than the noise of the
 test on any table, and at least 3 points above logistic regression on frozen features with 4 and 8 labels of a class;
@@ -35,6 +35,10 @@ from torch import Tensor
 from sft_lightning import TextDataModule, solve
 from sft_lightning.classifiers import ComplementNaiveBayes, LogisticRegression
 from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.encoder import Encoder
+from sft_lightning.paradigms.feature_cache import features
+from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
+from sft_lightning.solver.solution import Solution
 from sft_lightning.study.judge import compare_on_test
 from sft_lightning.transfer.vectors import stack_vectors
 
@@ -42,8 +46,8 @@ POOL, TEST = 6000, 2000
 FROZEN = "logistic regression on frozen features"
 
 
-def divide(table: Path, each: int, seed: int, out: Path) -> tuple[Path, Path, Path]:
-    """Write what `solve` gets, the texts held out, and both with all labels for the classifiers beside it.
+def divide(table: Path, each: int, seed: int, out: Path) -> tuple[Path, Path]:
+    """Write what `solve` gets, and with all labels and the texts held out, what the classifiers beside it get.
 
     Args:
         table: Table with the columns text, label and split.
@@ -59,16 +63,15 @@ def divide(table: Path, each: int, seed: int, out: Path) -> tuple[Path, Path, Pa
     pool = [row for row in rows if row[2] != "test" and row not in chosen][:POOL]
     random.Random(seed).shuffle(pool)
     taken: dict[str, int] = defaultdict(int)
-    paths = out / "few.csv", out / "held_out.csv", out / "known.csv"
+    paths = out / "few.csv", out / "known.csv"
     out.mkdir(parents=True, exist_ok=True)
-    few, held_out, known = ([("text", "label", *extra)] for extra in ((), (), ("split",)))
+    few, known = ([("text", "label", *extra)] for extra in ((), ("split",)))
     for text, label, _ in pool:
         taken[label] += 1
         few.append((text, label if taken[label] <= each else ""))
         known.append((text, label, "train" if taken[label] <= each else "val"))
-    held_out += [(text, label) for text, label, _ in test]
     known += [(text, label, "test") for text, label, _ in test]
-    for path, lines in zip(paths, (few, held_out, known), strict=True):
+    for path, lines in zip(paths, (few, known), strict=True):
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(lines)
     return paths
@@ -89,8 +92,12 @@ def judge_others(known: Path, encoder: str, max_length: int) -> dict[str, Tensor
         network, _ = build_encoder(backbone, data.input_spec, "none" if backbone == "tfidf" else "default")
         cpu = torch.device("cpu")
         network.fit_inputs(batch.x for name in ("labeled", "val") for batch in data.batches_of(name, cpu))
-        x, y, _ = stack_vectors(data.batches_of("labeled", cpu), data, network)
-        test, y_test, _ = stack_vectors(data.batches_of("test", cpu), data, network)
+        if backbone == "tfidf":
+            x, y, _ = stack_vectors(data.batches_of("labeled", cpu), data, network)
+            test, y_test, _ = stack_vectors(data.batches_of("test", cpu), data, network)
+        else:
+            x, _, test = (compute_features(network, data, name) for name in ("labeled", "val", "test"))
+            y, y_test = data.splits["labeled"].labels, data.splits["test"].labels
         if backbone == "tfidf":
             models = {
                 "logistic regression on TF-IDF": LogisticRegression(strength=10, standardize=False),
@@ -100,6 +107,35 @@ def judge_others(known: Path, encoder: str, max_length: int) -> dict[str, Tensor
             models = {FROZEN: LogisticRegression()}
         right |= {name: (model.fit(x, y).predict(test) == y_test).double() for name, model in models.items()}
     return right
+
+
+def compute_features(network: Encoder, data: TextDataModule, split: str) -> Tensor:
+    """Return the features of a split, which `solve` finds in the same cache, (N, F)."""
+    made = features(network, data, split)
+    assert made is not None
+    return made.float()
+
+
+def judge_solution(result: Solution, known: Path, encoder: str, max_length: int) -> Tensor:
+    """Return whether the model of `solve` is right on each text held out, in the order of the table.
+
+    Args:
+        result: Solution.
+        known: Table with the split test.
+        encoder: Encoder, as `hf/FOLDER`.
+        max_length: Tokens of a text.
+    """
+    model = result.model
+    data = TextDataModule(str(known), tokenizer=encoder, max_length=max_length, val_size=0)
+    data.setup("fit")
+    test = data.splits["test"]
+    if isinstance(model, FrozenFeatureClassifier) and encoder in result.summary["recipe"]:
+        with torch.no_grad():
+            classes = model.classify(compute_features(model.backbone, data, "test")).argmax(1)
+        names = [model.class_names[c] for c in classes.tolist()]
+    else:
+        names = [row["predicted"] for row in result.predict(data.show_examples("test", [*range(len(test))]))]
+    return torch.tensor([a == data.class_names[b] for a, b in zip(names, test.labels.tolist(), strict=True)]).double()
 
 
 def run_table(table: Path, each: int, seed: int, encoder: str, minutes: float, max_length: int) -> dict[str, object]:
@@ -114,15 +150,12 @@ def run_table(table: Path, each: int, seed: int, encoder: str, minutes: float, m
         max_length: Tokens of a text, of the classifiers beside it.
     """
     name = f"{table.stem}_{each}_{seed}"
-    few, held_out, known = divide(table, each, seed, Path(name))
+    few, known = divide(table, each, seed, Path(name))
+    others = judge_others(known, encoder, max_length)
     began = time.monotonic()
     result = solve(str(few), minutes=minutes, name=name, candidates=[encoder])
     seconds = round(time.monotonic() - began)
-    with held_out.open(newline="", encoding="utf-8") as file:
-        texts, labels = zip(*[(row["text"], row["label"]) for row in csv.DictReader(file)], strict=True)
-    rows = result.predict([*texts])
-    correct = torch.tensor([row["predicted"] == label for row, label in zip(rows, labels, strict=True)]).double()
-    others = judge_others(known, encoder, max_length)
+    correct = judge_solution(result, known, encoder, max_length)
     accuracy = {"solve": correct} | others
     shown = {way: round(float(right.mean()), 4) for way, right in accuracy.items()}
     _, low, high = result.summary["accuracy"]

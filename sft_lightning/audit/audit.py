@@ -33,7 +33,9 @@ class Audit:
         request: Split settings of the run; its seed makes the splits.
         names: Class names.
         totals: Number of examples of each split.
-        counts: Number of examples of each class, by split.
+        counts: Number of examples, or pixels, of each class, by split.
+        cells: The same as people read it.
+        counts_note: Meaning of the cells; empty where they are numbers of examples.
         facts: Sizes and kinds of the examples.
         summary: The same as lines of text.
         sets: Number of classes of an example, by split; empty where each has one.
@@ -48,6 +50,8 @@ class Audit:
     names: list[str]
     totals: dict[str, int]
     counts: class_checks.Counts
+    cells: dict[str, list[str]]
+    counts_note: str
     facts: dict[str, object]
     summary: list[str]
     sets: class_checks.SetSizes
@@ -118,13 +122,14 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
         data = cli.datamodule
         if not isinstance(data, FewLabelDataModule):
             raise InputError(f"data is {type(data).__name__}: audit needs a FewLabelDataModule, such as TextDataModule")
-        data.require_classes("audit")
+        if data.target == "defect":
+            data.require_classes("audit")
         request, policy = data.request, data.bad.policy
         data.bad.policy = "skip"  # to find them all
         rank_zero_info(f"Audit: reading {data.source.name} ...")
         refused = _set_up_splits(data)
     spec = data.input_spec
-    checks: ModalityChecks = load(get_modality(spec.modality).checks)(data)
+    checks: ModalityChecks = load(_find_checks(data))(data)
     count = sum(len(split) for split in data.splits.values())
     rank_zero_info(f"Audit: {checks.action} {spec.count(count)} ...")
     stats = [checks.measure(name) for name in ("test", "val", "labeled", "unlabeled")]
@@ -137,8 +142,8 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
     if data.target == "class":
         judged = label_checks.check_labels(stats, checks, start, request.seed)
     else:
-        judged = label_checks.skip_labels(data.num_classes)
-    counts = class_checks.count_classes(stats, data)
+        judged = label_checks.skip_labels(data.num_classes, data.target)
+    counts = checks.count_classes(stats)
     names, task = data.class_names, make_task(data.target, data.num_classes)
     topics = {
         "refused settings": refused,
@@ -146,6 +151,7 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
         f"unreadable {spec.plural}": [checks.find_unreadable(stats, policy, faults)],
         **find_overlaps(exact, near, find_dropped(stats, request), request, data.source.label_names, spec.plural),
         "missing or uneven classes": class_checks.find_uneven_classes(counts, names, spec.noun, task),
+        **checks.check_targets(policy),
         f"odd {spec.plural}": checks.find_odd(stats),
         "odd files": checks.find_strays(faults),
         **({"wrong labels": [label_checks.make_result(judged, names)]} if judged.is_decided else {}),
@@ -158,6 +164,8 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
         names,
         {name: len(shown[name]) for name in ("labeled", "unlabeled", "val", "test")},
         counts,
+        checks.format_counts(counts),
+        checks.counts_note,
         facts,
         checks.format_summary(facts),
         class_checks.measure_sets(stats, data),
@@ -167,6 +175,12 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
         time.perf_counter() - began,
     )
     return done, Path(LOGS) / f"{cli.config.fit.run_name}_audit", bool(cli.config.fit.strict)
+
+
+def _find_checks(data: FewLabelDataModule) -> str:
+    """Return the path of the class of checks for the modality, and for masks where it has some."""
+    modality = get_modality(data.input_spec.modality)
+    return modality.mask_checks if data.target == "mask" else modality.checks
 
 
 def _set_up_splits(data: FewLabelDataModule) -> list[CheckResult]:
@@ -210,7 +224,8 @@ def format_audit(result: Audit) -> str:
         result: Audit to format.
     """
     lines = [f"Audit of {result.source}, splits of seed {result.request.seed}, before leaks are dropped", ""]
-    lines += [*class_checks.format_class_counts(result.counts, result.totals, result.names), ""]
+    lines += class_checks.format_class_counts(result.counts, result.totals, result.names, result.cells)
+    lines += [*([result.counts_note] if result.counts_note else []), ""]
     lines += [*result.summary, *class_checks.format_set_sizes(result.sets), f"labels   {result.labels}", ""]
     if result.failed:
         lines += [f"{len(result.failed)} findings:", *(f"- {one.finding}." for one in result.failed)]

@@ -119,19 +119,22 @@ def find_uneven_classes(counts: Counts, names: Sequence[str], noun: str, task: T
     ]
 
 
-def format_class_counts(counts: Counts, totals: dict[str, int], names: Sequence[str]) -> list[str]:
+def format_class_counts(
+    counts: Counts, totals: dict[str, int], names: Sequence[str], cells: dict[str, list[str]]
+) -> list[str]:
     """Format the counts as an aligned table with one class per line; of many classes, the smallest.
 
     Args:
         counts: Counts from `count_classes`.
         totals: Number of examples of each split.
         names: Class names.
+        cells: Text for each class by split.
     """
     order = list(range(len(names)))
     if len(names) > _MAX_ROWS:
         order = sorted(sorted(order, key=lambda c: sum(own[c] for own in counts.values()))[:_MAX_ROWS])
     rows = [["class", *totals]]
-    rows += [[names[c], *(f"{counts[s][c]:,}" if s in counts else "" for s in totals)] for c in order]
+    rows += [[names[c], *(cells[s][c] if s in cells else "" for s in totals)] for c in order]
     rows.append(["all", *(f"{n:,}" for n in totals.values())])
     lines = align_columns(rows, "<>")
     if len(order) < len(names):

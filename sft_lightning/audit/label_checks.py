@@ -122,16 +122,22 @@ def check_labels(
     return LabelCheck(examples, y, p, suspects, f"{len(y):,} looked at with {by}; {skill}{left}")
 
 
-def skip_labels(num_classes: int) -> LabelCheck:
-    """Return the result for examples of several classes, whose labels are not checked.
+def skip_labels(num_classes: int, target: str) -> LabelCheck:
+    """Return the result for examples of several classes or with masks, whose labels are not checked.
 
     Args:
         num_classes: Number of classes.
+        target: What networks learn of an example: `class_set` or `mask`.
     """
     summary = (
         "not looked at: a wrong label is found by comparing the class of an example with the others, and these "
         "examples have several; report lists the worst mistakes of a run, with the classes that each of them lacks"
     )
+    if target == "mask":
+        summary = (
+            "of pixels are not judged, as no class of an example can be compared with the others; report shows the "
+            "masks that a run contradicts most"
+        )
     return LabelCheck([], np.zeros(0, dtype=np.int64), np.zeros((0, num_classes)), [], summary, is_decided=False)
 
 

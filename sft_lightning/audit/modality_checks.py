@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sft_lightning.audit.class_checks import Counts, count_classes
 from sft_lightning.audit.findings import CheckResult, CheckRow
 from sft_lightning.data.copies import Copies, find_exact_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
@@ -130,6 +131,35 @@ class ModalityChecks:
             stats: Statistics of all splits.
         """
         return []
+
+    def count_classes(self, stats: Sequence[SplitStats[Any]]) -> Counts:
+        """Count the examples of each class by split, without the unlabeled split; of masks, their pixels.
+
+        Args:
+            stats: Statistics of all splits.
+        """
+        return count_classes(stats, self.data)
+
+    def format_counts(self, counts: Counts) -> dict[str, list[str]]:
+        """Return the cells of the table of classes by split.
+
+        Args:
+            counts: Result of `count_classes`.
+        """
+        return {name: [f"{n:,}" for n in own] for name, own in counts.items()}
+
+    @property
+    def counts_note(self) -> str:
+        """Meaning of the cells of the table of classes, where they are not numbers of examples."""
+        return ""
+
+    def check_targets(self, policy: str) -> dict[str, list[CheckResult]]:
+        """Check what networks learn of an example where it is more than a class, by topic; here, nothing.
+
+        Args:
+            policy: What `fit` does about examples that it cannot use: `raise` or `skip`.
+        """
+        return {}
 
     def find_strays(self, faults: Sequence[Fault]) -> list[CheckResult]:
         """Find what lies in the source and is not read, or is read otherwise than it may be meant.

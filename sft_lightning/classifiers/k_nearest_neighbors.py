@@ -21,6 +21,7 @@ class KNearestNeighbors(Classifier):
     """
 
     fitted_buffers: ClassVar[tuple[str, ...]] = (*Classifier.fitted_buffers, "features", "labels")
+    takes_sets: ClassVar[bool] = False  # votes of a few do not say how rare a class is
     features: Tensor
     labels: Tensor
 

@@ -1,5 +1,6 @@
 """Label spreading: Zhou et al. 2004, "Learning with Local and Global Consistency"."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +30,10 @@ class LabelSpreading(NeighborAverage):
     "Label Propagation for Deep Semi-supervised Learning". They are float64: the system's condition is up to
     (1 + alpha) / (1 - alpha), 199 at the default. The search for neighbors, most of the work, is float32.
 
+    Where examples have several classes, each class is spread by itself: its probability is the score of the labels that
+    have it as a share of the score of all labels. Each label then has the same weight, so that the share of a class
+    among the labels takes part; an example that none reaches gets this share.
+
     An example outside the graph gets the mean of its k nearest neighbors' probabilities. An example that no label
     reaches, with scores below 1e-12, has equal probabilities.
 
@@ -42,7 +47,7 @@ class LabelSpreading(NeighborAverage):
         neighbors: int | None = None,
         alpha: float = 0.99,
         balance: Literal["none", "uniform", "labeled"] = "none",
-        class_weight: Literal["none", "balanced"] = "balanced",
+        class_weight: Literal["none", "balanced"] | None = None,
         metric: Metric = "cosine",
         approximate: bool = False,
     ) -> None:
@@ -53,7 +58,8 @@ class LabelSpreading(NeighborAverage):
             alpha: Share of an example's scores that comes from its neighbors.
             balance: Shares of the classes that the probabilities of all unlabeled examples are scaled to: `uniform`,
                 those of the labels (`labeled`), or `none`. Few labels do not tell the shares well enough for `labeled`.
-            class_weight: `balanced` gives each class the same total weight, `none` each label.
+            class_weight: `balanced` gives each class the same total weight, `none` each label; null for `balanced`, or
+                for `none` where examples have several classes.
             metric: Distance: `cosine`, which suits features of networks and whitened components, or `euclidean`.
             approximate: Whether to search neighbors approximately with faiss (extra `graph`), for more than some
                 200,000 examples.
@@ -72,6 +78,12 @@ class LabelSpreading(NeighborAverage):
         )
         count = len(x)
         graph, weighs = normalize_graph(nearest), self.class_weight == "balanced"
+        if self.has_sets:
+            if self.balance != "none":
+                raise InputError(f"balance is {self.balance!r}, and the examples have several classes: leave it out")
+            self.probabilities = spread_sets(graph, torch.arange(count), y, self.alpha, weighs)
+            return
+        weighs = weighs or self.class_weight is None
         shares = spread_labels(graph, torch.arange(count), y, self.num_classes, self.alpha, weighs)
         if self.balance != "none" and len(unlabeled):
             present = F.one_hot(y, self.num_classes).double().mean(0)
@@ -89,7 +101,7 @@ class LabelSpreading(NeighborAverage):
 
     def choose_neighbors(self) -> int:
         """Return 15, or less where classes are small."""
-        return choose_neighbors(len(self.features), self.num_classes)
+        return choose_neighbors(len(self.features), count_effective_classes(self.class_counts))
 
 
 def spread_labels(
@@ -105,32 +117,91 @@ def spread_labels(
         alpha: Share of an example's scores that comes from its neighbors.
         weighs_classes: Whether all classes have the same total weight, instead of all labels.
     """
-    count, rows, classes = graph.shape[0], positions.numpy(), labels.numpy()
+    classes = labels.numpy()
     weights = (1 - alpha) / (np.bincount(classes)[classes] if weighs_classes else np.ones(len(classes)))
-    scores = torch.zeros(count, num_classes)
-    size = max(1, _VALUES // count)
-    for start in range(0, num_classes, size):
-        stop = min(start + size, num_classes)
-        hot = np.zeros((count, stop - start))
-        here = (classes >= start) & (classes < stop)
-        hot[rows[here], classes[here] - start] = weights[here]
-        solved = solve_spreading(graph, hot, alpha)
-        solved[solved <= _TOLERANCE / (1 - alpha) * np.linalg.norm(hot, axis=0)] = 0  # within the error
-        scores[:, start:stop] = torch.from_numpy(solved)
+
+    def make_columns(start: int, stop: int) -> Array:
+        columns: Array = weights[:, None] * (classes[:, None] == np.arange(start, stop))
+        return columns
+
+    scores = _solve_scores(graph, positions, num_classes, make_columns, alpha)
     total = scores.sum(1, keepdim=True)
     present = F.one_hot(labels, num_classes).any(0).float()
     shares = scores / total.clamp_min(torch.finfo(torch.float32).tiny)
     return torch.where(total > 0, shares, present / present.sum())
 
 
-def choose_neighbors(count: int, num_classes: int) -> int:
+def spread_sets(
+    graph: Any, positions: Tensor, targets: Tensor, alpha: float = 0.99, weighs_classes: bool = False
+) -> Tensor:
+    """Return the probability of each class for all examples of a graph, float32, (N, C).
+
+    Args:
+        graph: Matrix S of `normalize_graph`, (N, N).
+        positions: Positions of the labeled examples, int64, (L,).
+        targets: 1 for each class of a labeled example and 0 for the others, int64, (L, C).
+        alpha: Share of an example's scores that comes from its neighbors.
+        weighs_classes: Whether the labels with a class and those without have the same total weight, instead of all
+            labels.
+    """
+    values = (1 - alpha) * targets.numpy()
+    scores = _solve_scores(graph, positions, targets.shape[1], lambda start, stop: values[:, start:stop], alpha)
+    every = np.full((len(positions), 1), 1 - alpha)
+    total = _solve_scores(graph, positions, 1, lambda start, stop: every, alpha)
+    share = targets.float().mean(0)
+    probabilities = (scores / total.clamp_min(torch.finfo(torch.float32).tiny)).clamp_max(1)
+    probabilities = torch.where(total > 0, probabilities, share)
+    if not weighs_classes:
+        return probabilities
+    having, lacking = probabilities * (1 - share), (1 - probabilities) * share  # over their totals
+    both = having + lacking
+    return torch.where(both > 0, having / both.clamp_min(torch.finfo(torch.float32).tiny), probabilities)
+
+
+def _solve_scores(
+    graph: Any, positions: Tensor, number: int, make_columns: Callable[[int, int], Array], alpha: float
+) -> Tensor:
+    """Return the scores of all examples, float32, (N, number), solving for some columns at a time.
+
+    Args:
+        graph: Matrix S of `normalize_graph`, (N, N).
+        positions: Positions of the labeled examples, int64, (L,).
+        number: Number of columns.
+        make_columns: Function from the first and the last column, exclusive, to the weights of the labels, (L, K).
+        alpha: Share of an example's scores that comes from its neighbors.
+    """
+    count = graph.shape[0]
+    scores = torch.zeros(count, number)
+    size = max(1, _VALUES // count)
+    for start in range(0, number, size):
+        stop = min(start + size, number)
+        hot = np.zeros((count, stop - start))
+        hot[positions.numpy()] = make_columns(start, stop)
+        solved = solve_spreading(graph, hot, alpha)
+        solved[solved <= _TOLERANCE / (1 - alpha) * np.linalg.norm(hot, axis=0)] = 0  # within the error
+        scores[:, start:stop] = torch.from_numpy(solved)
+    return scores
+
+
+def count_effective_classes(class_counts: Tensor) -> float:
+    """Return how many classes of the average size would hold all examples once.
+
+    Args:
+        class_counts: Number of labels of each class, (C,), or how many lack and have each, (C, 2).
+    """
+    if class_counts.ndim == 1:
+        return len(class_counts)
+    return len(class_counts) / max(1.0, float(class_counts[:, 1].sum() / class_counts[0].sum()))
+
+
+def choose_neighbors(count: int, num_classes: float) -> int:
     """Return a number of neighbors for a graph: 15, but no more than a quarter of an average class, and at least 3.
 
     Args:
         count: Number of examples, above 3.
         num_classes: Number of classes.
     """
-    return min(max(3, min(15, count // (4 * num_classes))), count - 1)
+    return min(max(3, min(15, int(count / (4 * num_classes)))), count - 1)
 
 
 def normalize_graph(nearest: Tensor) -> Any:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sft_lightning.classifiers.base import LinearClassifier
+from sft_lightning.classifiers.base import LinearClassifier, estimate_odds
 from sft_lightning.utils.errors import InputError, check_positive
 
 
@@ -12,6 +12,8 @@ class ComplementNaiveBayes(LinearClassifier):
 
     Classes of different size do less harm than with the multinomial variant. Probabilities are too modest, since
     weights of words are not counts; use it for the order of the classes.
+
+    Where examples have several classes, each is told from its absence, and its odds start from those among the labels.
     """
 
     def __init__(self, smoothing: float = 1.0) -> None:
@@ -26,6 +28,10 @@ class ComplementNaiveBayes(LinearClassifier):
         super().__init__()
         check_positive(smoothing=smoothing)
         self.smoothing = smoothing
+
+    def _fit_each(self, x: Tensor, y: Tensor) -> None:
+        super()._fit_each(x, y)
+        self.bias = estimate_odds(self.class_counts)
 
     def _fit_linear(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         from sklearn.naive_bayes import ComplementNB as Model

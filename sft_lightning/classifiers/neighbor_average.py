@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sft_lightning.classifiers.base import LEAST, Classifier
+from sft_lightning.classifiers.base import Classifier, to_logits
 from sft_lightning.classifiers.neighbors import find_neighbors
 from sft_lightning.utils.errors import check_min
 
@@ -47,7 +47,7 @@ class NeighborAverage(Classifier):
     @property
     def unlabeled_proba(self) -> Tensor:
         """Class probabilities of the unlabeled examples that were given to `fit`, float32, (M, C)."""
-        return self.probabilities[int(self.class_counts.sum()) :]
+        return self.probabilities[self.num_labels :]
 
     def average_neighbors(self, x: Tensor) -> Tensor:
         """Return the mean probabilities of the k nearest examples, float32, (N, C).
@@ -92,7 +92,7 @@ class AverageLayer(nn.Module):
             classifier: Classifier after `fit`.
         """
         super().__init__()
-        self.metric, self.k = classifier.metric, classifier.num_neighbors
+        self.metric, self.k, self.has_sets = classifier.metric, classifier.num_neighbors, classifier.has_sets
         center = classifier.features.mean(0)  # as `find_neighbors` does
         examples = classifier.features - center
         for name, tensor in {
@@ -102,7 +102,7 @@ class AverageLayer(nn.Module):
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logarithms of the mean probabilities, (N, C).
+        """Return the logits of the mean probabilities, (N, C).
 
         Args:
             x: Features, (N, F).
@@ -110,4 +110,4 @@ class AverageLayer(nn.Module):
         x = F.normalize(x, dim=1) if self.metric == "cosine" else x
         distances = self.squares - 2 * (x - self.center) @ self.examples.T
         nearest = distances.topk(self.k, 1, largest=False).indices
-        return self.probabilities[nearest].mean(1).clamp_min(LEAST).log()
+        return to_logits(self.probabilities[nearest].mean(1), self.has_sets)

@@ -1,12 +1,11 @@
 """A run with its network and its data, on the CPU, whichever device it was trained on."""
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from sft_lightning import FrozenFeatureClassifier
 from sft_lightning.cli.lightning_cli import SFTCLI, DryRunCLI, run
@@ -16,6 +15,7 @@ from sft_lightning.networks.weights import read_weights
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.trained_network import load_trained_network
+from sft_lightning.tasks.make_task import rebuild_head
 from sft_lightning.utils.errors import InputError
 
 # This machine may lack the devices that the run was trained on.
@@ -55,15 +55,15 @@ class LoadedRun:
             kind = type(self.cli.datamodule).__name__
             raise InputError(f"run {name!r} has data of {kind}: give a run with a FewLabelDataModule")
         self.data = self.cli.datamodule
-        if not takes_defects or self.data.target != "defect":
+        if self.data.target == "defect" and not takes_defects:
             self.data.require_classes(f"this command, of run {name!r},")
         self.data.setup("test")
 
     @cached_property
     def classify(self) -> Callable[[Tensor], Tensor] | None:
-        """Function from features (N, F) to logits (N, C); None for a run without a classifier."""
+        """Function from features (N, F) to logits (N, C), of maps to maps; None for a run without a classifier."""
         if self.trained.head:
-            return partial(F.linear, weight=self.trained.head["weight"], bias=self.trained.head["bias"])
+            return rebuild_head(self.data.target, self.trained.head)
         if not isinstance(self.cli.model, FrozenFeatureClassifier):
             return None
         self.cli.model.load_state_dict(read_weights(self.checkpoint)[0])

@@ -103,6 +103,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Metrics": ("neighbors", "remembered"),
         "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
     },
+    "DistillModule": {
+        "Teacher": ("teacher", "answer_loss", "temperature", "answer_weight", "feature_weight", "label_weight"),
+    },
     "SemiSupervisedModule": {
         "Unlabeled examples": ("strategy", "lambda_u", "lambda_ramp", "ramp_steps", "ema_decay", "control"),
         "Schedule": ("schedule", "warmup_steps", "supervised_steps", "unsupervised_steps"),

@@ -81,6 +81,7 @@ class Unlabeled(NamedTuple):
         crops: Views for self-supervised pre-training, if the paradigm requests them; local ones last.
         outside: Pixels of the weak view from outside of the image, boolean, (B, H, W), where pixels are learned.
         cut: Rectangles that the strong view takes from partners, where pixels are learned; None for none.
+        cut_2: Rectangles of the second strong view.
     """
 
     weak: Inputs
@@ -92,17 +93,19 @@ class Unlabeled(NamedTuple):
     crops: tuple[Inputs, ...] = ()
     outside: Tensor | None = None
     cut: Cut | None = None
+    cut_2: Cut | None = None
 
-    def align_pixels(self, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Move targets of the pixels of the weak view to where the strong view has these; those outside weigh nothing.
+    def align_pixels(self, target: Tensor, weight: Tensor, cut: Cut | None) -> tuple[Tensor, Tensor]:
+        """Move targets of the pixels of the weak view to where a strong view has these; those outside weigh nothing.
 
         Args:
             target: Targets of pixels, (B, H, W) or (B, C, H, W).
             weight: Weights of pixels, (B, H, W).
+            cut: Rectangles of the strong view: `cut` or `cut_2`; None for a view without any.
         """
         if self.outside is not None:
             weight = weight * ~self.outside
-        return (target, weight) if self.cut is None else (self.cut.paste(target), self.cut.paste(weight))
+        return (target, weight) if cut is None else (cut.paste(target), cut.paste(weight))
 
     @property
     def draw(self) -> int:

@@ -15,6 +15,7 @@ from sft_lightning.data.class_names import sort_classes
 from sft_lightning.data.issues import UNTRAINED, Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names
 from sft_lightning.data.listed_files import FileKind, IgnoredFiles, find_files, is_folder, is_system_folder
+from sft_lightning.data.placement_checks import Placed, refuse_straddling
 from sft_lightning.data.source import SPLITS, Examples, Source, relative
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
 from sft_lightning.data.storage import Storage
@@ -308,14 +309,20 @@ class ClassFolders(Source):
         """
 
     def load(self) -> dict[str, Examples]:
-        """Return the examples of each split; no file is read."""
-        parts = {}
+        """Return the examples of each split; no file is read but for its group."""
+        parts, placed = {}, list[Placed]()
         for split, files in self._files.items():
             paths = [path for path, _ in files]
             ids = [relative(path, self.path) for path in paths]
             labels = torch.tensor([label for _, label in files], dtype=torch.long)
-            if files:
-                parts[split] = Examples(self.open_files(paths, ids), ids, labels)
+            if not files:
+                continue
+            groups = self.find_groups(paths)
+            if groups is not None:
+                placed += [Placed(name, name, "", split, group) for name, group in zip(ids, groups, strict=True)]
+                groups = [group or name for name, group in zip(ids, groups, strict=True)]
+            parts[split] = Examples(self.open_files(paths, ids), ids, labels, groups)
+        refuse_straddling(f"folder '{show_path(self.path)}'", placed)
         return parts
 
 

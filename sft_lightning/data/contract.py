@@ -118,6 +118,14 @@ class FewLabelData(ABC):
         """What networks learn of an example: `class`, or `class_set` where examples have several classes."""
         return "class"
 
+    def make_targets(self, labels: Tensor) -> Tensor:
+        """Return what networks learn of labels: the labels themselves, or 1 for each of their classes and 0 for others.
+
+        Args:
+            labels: Labels, int64, (N,); -1 where unknown.
+        """
+        return labels
+
     @property
     def normal_splits(self) -> tuple[str, ...]:
         """Names of the splits whose examples are taken as normal when defects are learned to be found."""

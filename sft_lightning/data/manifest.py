@@ -69,7 +69,11 @@ class ManifestSource(Source):
             raise InputError(f"manifest {self.name!r} has no line below its header: list one example per line")
         self.messages = [*rows.messages, *self._describe_links(), *self._check_names(listed_classes)]
         self._refuse_repeated_ids()
-        refuse_untrained(f"manifest {self.name!r}", self._placed())
+        if not any(row["group"] for row in self._rows):
+            found = self.find_groups([Path(row["file"]) for row in self._rows]) or []
+            for row, group in zip(self._rows, found, strict=False):
+                row["group"] = group
+        refuse_untrained(f"manifest {self.name!r}", self._placed(), self._separator)
         refuse_straddling(f"manifest {self.name!r}", self._placed())
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
         if not labels and needs_labels:

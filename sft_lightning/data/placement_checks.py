@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from sft_lightning.data.class_names import list_classes
 from sft_lightning.data.issues import STRADDLING, UNTRAINED, report_fault
 from sft_lightning.utils.errors import did_you_mean
 
@@ -44,19 +45,21 @@ def refuse_straddling(where: str, examples: Iterable[Placed]) -> None:
             report_fault(STRADDLING, " and ".join(found), group, f"in {listed}", sentence)
 
 
-def refuse_untrained(where: str, examples: Iterable[Placed]) -> None:
+def refuse_untrained(where: str, examples: Iterable[Placed], separator: str | None = None) -> None:
     """Refuse examples to evaluate of a class without a training example, unless nothing is trained on.
 
     Args:
         where: Kind and name of the source, such as "manifest 'm.csv'".
         examples: Examples of the source.
+        separator: Separator of several classes in a label; None for one class each.
     """
-    listed = list(examples)
-    trained = sorted({one.label for one in listed if one.label and one.split == "train"})
-    for one in listed if trained else []:
-        if one.split in ("val", "test") and one.label not in trained:
-            sentence = (
-                f"{where}, {one.place}: no training example has the class {one.label!r} of this {one.split} "
-                f"example{did_you_mean(one.label, trained)}; correct it or add training examples"
-            )
-            report_fault(UNTRAINED, one.split, one.name, f"class {one.label!r}", sentence)
+    listed = [(one, list_classes(one.label, separator)) for one in examples]
+    trained = sorted({name for one, names in listed if one.split == "train" for name in names})
+    for one, names in listed if trained else []:
+        for name in names if one.split in ("val", "test") else []:
+            if name not in trained:
+                sentence = (
+                    f"{where}, {one.place}: no training example has the class {name!r} of this {one.split} "
+                    f"example{did_you_mean(name, trained)}; correct it or add training examples"
+                )
+                report_fault(UNTRAINED, one.split, one.name, f"class {name!r}", sentence)

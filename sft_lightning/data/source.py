@@ -82,6 +82,17 @@ class Source(ABC):
         """Underlying source if this one only changes labels or their numbers, and otherwise this source."""
         return self
 
+    def find_groups(self, paths: Sequence[Path]) -> list[str] | None:
+        """Return the group of each file that says what it belongs to, such as a patient, and an empty text for others.
+
+        Args:
+            paths: Paths of the files.
+
+        Returns:
+            Groups, or None where no file says so.
+        """
+        return None
+
     @abstractmethod
     def load(self) -> dict[str, Examples]:
         """Read the splits that exist among `train`, `val`, `test` and `unlabeled`."""

@@ -45,6 +45,14 @@ class Storage(ABC):
         """
         return self.fingerprints(indices)
 
+    def count_classes(self, indices: Sequence[int]) -> Tensor | None:
+        """Count how much of each class some examples hold, int64, (N, C); None where labels say their classes.
+
+        Args:
+            indices: Positions of the examples.
+        """
+        return None
+
     @classmethod
     @abstractmethod
     def joined(cls, pieces: Sequence[tuple["Storage", Sequence[int]]], ids: Sequence[str]) -> Self:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ from sft_lightning.export.program_form import Given, find_form
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.trained_network import TrainedNetwork
-from sft_lightning.tasks.make_task import make_task
+from sft_lightning.tasks.make_task import make_task, rebuild_head
+from sft_lightning.tasks.segmentation_metrics import bootstrap_mean_iou, count_by_example
 from sft_lightning.utils.errors import InputError, find_input_error
 from sft_lightning.utils.inputs import concatenate_inputs
 
 NUM_COMPARED = 128  # examples that a program is compared on; of more, it would only repeat more of the same
+NUM_MAPS = 16  # the same where each example has a logit for each class and pixel
 _SPLITS = {"test": "test", "val": "validation", "labeled": "labeled training", "unlabeled": "unlabeled training"}
 
 
@@ -37,6 +40,7 @@ class ExportEvaluation:
         calibrated_on: Number of validation examples that the temperature was fitted on.
         random_reason: Why the inputs are random ones.
         thresholds: Probability from which each class is predicted where examples have several, (C,); empty if unknown.
+        interval: 95 % interval of the first metric of a card, where it is not a share of examples.
     """
 
     kind: str
@@ -48,6 +52,7 @@ class ExportEvaluation:
     calibrated_on: int = 0
     random_reason: str | None = None
     thresholds: Tensor = field(default_factory=lambda: torch.empty(0))
+    interval: tuple[float, float] | None = None
 
 
 def evaluate_export(
@@ -94,6 +99,8 @@ def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compare
     evaluation = ExportEvaluation(_SPLITS[name], inputs, total=len(data.splits[name]))
     if not most or not trained.head:
         return evaluation
+    if trained.is_dense:
+        return _measure_pixels(evaluation, trained, data, "val" if name == "val" else "test", most)
     task = make_task(data.target, len(trained.head["weight"]))
     logits, y = _predict_split(trained, data, "val", most)
     if len(y) and not bool(task.is_right(logits, y).all()):  # where all are right, no temperature fits best
@@ -106,6 +113,28 @@ def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compare
         if evaluation.calibrated_on:
             scaled = logits / evaluation.temperature
             evaluation.metrics |= task.measure_calibrated(scaled, y, evaluation.thresholds)
+    return evaluation
+
+
+@torch.no_grad()
+def _measure_pixels(
+    evaluation: ExportEvaluation, trained: TrainedNetwork, data: FewLabelDataModule, name: str, most: int
+) -> ExportEvaluation:
+    """Measure a network of pixels batch by batch, since the maps of all examples would not fit into memory."""
+    if not len(data.splits[name]):
+        return evaluation
+    chosen, num_classes = add_subset(data, name, most), len(trained.head["weight"])
+    network, head = trained.network(), rebuild_head(data.target, trained.head)
+    metrics: Any = make_task(data.target, num_classes).build_metrics()
+    counts = []
+    for batch in data.batches_of(chosen, torch.device("cpu")):
+        logits = head(network(batch.x))
+        metrics.update(logits, batch.y)
+        counts.append(count_by_example(logits.argmax(1), batch.y, num_classes))
+    if not counts:
+        raise InputError(f"no {_SPLITS[name]} example can be read")
+    evaluation.metrics = {metric: float(value) for metric, value in metrics.compute().items()}
+    evaluation.count, evaluation.interval = sum(map(len, counts)), bootstrap_mean_iou(torch.cat(counts))
     return evaluation
 
 

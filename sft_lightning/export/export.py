@@ -16,7 +16,8 @@ from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.data.open_data import get_data_class
-from sft_lightning.export.evaluate import NUM_COMPARED, evaluate_export
+from sft_lightning.export.evaluate import NUM_COMPARED, NUM_MAPS, evaluate_export
+from sft_lightning.export.int8 import describe_int8, get_int8_path, write_int8
 from sft_lightning.export.model_card import CardData, format_model_card
 from sft_lightning.export.program_form import find_form
 from sft_lightning.export.programs import check_format, describe_parity, write_program
@@ -28,6 +29,7 @@ from sft_lightning.runs.lineage import find_run
 from sft_lightning.runs.temperature import read_temperature
 from sft_lightning.runs.trained_classes import read_recorded_classes
 from sft_lightning.runs.trained_network import TrainedNetwork, load_trained_network
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
 from sft_lightning.utils.inputs import InputSpec
@@ -45,6 +47,7 @@ def export(
     out: str | None = None,
     wise: float = 1.0,
     measure_on: int = 2000,
+    int8: bool = False,
 ) -> Path:
     """Write a part of a trained model, with a JSON of the same name and a model card beside it.
 
@@ -60,6 +63,8 @@ def export(
             from.
         measure_on: Number of examples of the test split (else of validation) for the card's metrics, sampled with the
             data's seed; 0 for a card without metrics.
+        int8: Whether to write an ONNX program in 8-bit integers, too, with the ending `.int8.onnx`: a quarter of the
+            size, and faster on most CPUs. Its accuracy and speed are measured beside those of the other.
 
     Returns:
         Path of the file.
@@ -85,6 +90,8 @@ def export(
             )
     check_fraction(wise=wise)
     check_min(0, measure_on=measure_on)
+    if int8 and (format != "onnx" or part != "model" or folder is None):
+        raise InputError("int8 is true, which is for a model of a run as ONNX: give --format onnx and --part model")
     file = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
     if file.suffix != f".{format}":
         raise InputError(f"out {str(file)!r} does not end in .{format}: give a name that does")
@@ -96,12 +103,13 @@ def export(
     data = config.get("data") or {}
     metadata: dict[str, Any] = {"part": part, **trained.metadata}
     if (form := find_form(metadata)) is not None:
-        ours = str(data.get("class_path")).rpartition(".")[2] == get_data_class(spec.modality).__name__
+        known_classes = get_data_class(spec.modality).__name__, "SegmentationDataModule"
+        ours = str(data.get("class_path")).rpartition(".")[2] in known_classes
         metadata["preprocessing"] = form.describe_preprocessing((data.get("init_args") or {}) if ours else {})
     most = measure_on if trained.head and folder is not None else 0
     if most:
         rank_zero_info(f"Measuring on at most {most:,} examples (--measure_on 0 leaves it out).")
-    compared = 0 if format == "safetensors" else NUM_COMPARED
+    compared = 0 if format == "safetensors" else NUM_MAPS if trained.is_dense else NUM_COMPARED
     evaluation = evaluate_export(run, trained, folder, most, compared) if most or compared else None
     if evaluation is not None and evaluation.metrics:
         metadata["metrics"] = {"split": evaluation.kind, spec.plural: evaluation.count, **evaluation.metrics}
@@ -113,14 +121,19 @@ def export(
         }
     elif known is not None and part != "backbone":
         metadata["temperature"] = {"value": known.value, "held_out_labels": known.labels}
-    if "target" in trained.metadata and part != "backbone":
-        limits = evaluation.thresholds if evaluation is not None and len(evaluation.thresholds) else None
-        metadata["thresholds"] = [0.5] * len(trained.head["weight"]) if limits is None else limits.tolist()
+    target = trained.metadata.get("target", "class")
+    if part != "backbone" and make_task(target, len(metadata["class_names"]) or 2).has_thresholds:
+        limits = [] if evaluation is None else evaluation.thresholds.tolist()
+        limits = limits or ([] if known is None else [*known.thresholds])
+        metadata["thresholds"] = limits or [0.5] * len(metadata["class_names"])
     if format == "safetensors" or evaluation is None:
         write_weights(file, _select_tensors(trained, part), metadata)
     else:
         metadata = write_program(file, format, trained, evaluation, metadata, classifier)
         rank_zero_info(f"Parity: {file.name} {describe_parity(metadata['parity'], spec.plural)}.")
+        if int8:
+            metadata["int8"] = write_int8(run, file, metadata, measure_on)
+            rank_zero_info(f"8 bits: {get_int8_path(file).name}, {describe_int8(metadata['int8'], spec.plural)}.")
     write_json(metadata_path(file), metadata)
     trained.network().keep_files(file.parent)
     state = describe_checkpoint(checkpoint, metadata["step"]) + (

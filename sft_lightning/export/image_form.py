@@ -95,7 +95,9 @@ class ImageForm(ProgramForm):
         """Return a sentence on the size of what the network sees."""
         channels, height, width = self.spec.shape
         pixels = f"{width} x {height} {'gray' if channels == 1 else 'color'} pixels"
-        return [f"It sees {pixels} of the central square: nothing smaller, nothing outside it."]
+        shape = self.metadata.get("preprocessing", {}).get("crop", {}).get("shape", "central square")
+        outside = ", nothing outside it" if shape == "central square" else ""
+        return [f"It sees {pixels} of the {shape}: nothing smaller{outside}."]
 
     def format_code(self, file: Path) -> list[str]:
         """Return code for `image.png`."""

@@ -18,6 +18,7 @@ from sft_lightning.data.label_columns import SEPARATOR
 from sft_lightning.data.split_datamodule import MANIFEST
 from sft_lightning.data.split_files import read_split_counts
 from sft_lightning.export.evaluate import ExportEvaluation
+from sft_lightning.export.int8 import describe_int8
 from sft_lightning.export.program_form import find_form
 from sft_lightning.export.programs import describe_parity
 from sft_lightning.export.usage_snippet import format_snippet, metadata_path
@@ -26,6 +27,7 @@ from sft_lightning.runs.lineage import format_lineage as chain_in_words
 from sft_lightning.tasks.base import Task
 from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.tasks.make_task import make_task
+from sft_lightning.tasks.segmentation_metrics import IOU
 from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.utils.environment import format_machine as machine_in_words
 from sft_lightning.utils.errors import InputError
@@ -146,7 +148,7 @@ def _format_front_matter(card: CardData) -> str:
     metadata, evaluation = card.metadata, card.evaluation
     name = card.spec.modality
     classifier, network = get_modality(name).hub_tasks or (f"{name}-classification", "feature-extraction")
-    task = classifier if metadata["part"] == "model" else network
+    task = card.task.hub_task or classifier if metadata["part"] == "model" else network
     front: dict[str, Any] = {
         "library_name": {"onnx": "onnx", "pt2": "pytorch"}.get(metadata.get("format", ""), "sft-lightning"),
         "pipeline_tag": task,
@@ -180,6 +182,9 @@ def _write_use(card: CardData) -> str:
         sentences.append(f"The written file, read back, {parity}.")
         if metadata["format"] == "pt2":
             sentences.append("PyTorch reads `.pt2` files of its own version; of another one it may refuse them.")
+    if measured := metadata.get("int8"):
+        what = escape_markdown(describe_int8(measured, card.spec.plural))
+        sentences.append(f"`{measured['file']}` is the same in 8-bit integers: {what}.")
     return "\n\n".join(sentences)
 
 
@@ -210,6 +215,8 @@ def _write_data(card: CardData) -> str:
         return "\n".join([*lines, "- counts: unknown, since there is no `split.csv` that can be read"])
     sizes = ", ".join(f"{card.count_examples(n):,} {n}" for n in card.counts)
     lines.append(f"- splits: {sizes} (chosen by seed, in `split.csv`)")
+    if card.task.is_dense:  # whose labels in `split.csv` only say which examples have a mask
+        return "\n".join([*lines, f"- classes: {', '.join(map(escape_markdown, card.metadata['class_names']))}"])
     names = card.metadata["class_names"] or sorted({c for n in _SPLIT_TITLES for c in card.counts[n] if c})
     if len(names) > _MAX_CLASSES:
         few = [card.count_class("labeled", c) for c in names]
@@ -273,10 +280,10 @@ def _write_metrics(card: CardData) -> str:
         titles = card.task.metric_titles
         rows = [f"| {words} | {m[name]:.4f} |" for name, words in titles.items() if name in m]
         share, words = next(iter(titles.items()))
-        low, high = wilson(m[share], count)
+        low, high = evaluation.interval or wilson(m[share], count)
         rows[0] = f"| {words} | {m[share]:.4f} (95% interval {low:.3f} to {high:.3f}) |"
         sentences.append("\n".join(["| metric | value |", "| --- | --- |", *rows]))
-        sentences += _write_temperature(card)
+        sentences += [*_write_class_metrics(card, m), *_write_temperature(card)]
         if evaluation.kind != "test":
             sentences.append("There is no test split: where the validation split chose anything, this is too good.")
         return "\n\n".join(sentences)
@@ -286,6 +293,16 @@ def _write_metrics(card: CardData) -> str:
     )
     parts = [f"Not measured at export{why}.", *([recorded] if recorded else []), *_write_temperature(card)]
     return "\n\n".join(parts)
+
+
+def _write_class_metrics(card: CardData, metrics: dict[str, float]) -> list[str]:
+    """Return a table of the classes where the task measures each of them."""
+    rows = [
+        f"| {escape_markdown(name)} | {metrics[f'{IOU}{k}']:.4f} |"
+        for k, name in enumerate(card.metadata["class_names"])
+        if f"{IOU}{k}" in metrics
+    ]
+    return ["\n".join(["| class | intersection over union |", "| --- | --- |", *rows])] if rows else []
 
 
 def _write_temperature(card: CardData) -> list[str]:
@@ -300,9 +317,8 @@ def _write_temperature(card: CardData) -> list[str]:
     value = f"{temperature['value']:.3f}"
     sentences = [f"`predict` divides the logits by the temperature {value}, under which {labels} are likeliest."]
     if "thresholds" in card.metadata:
-        sentences[0] += (
-            " It names the classes whose probability is at least their threshold, which has the best F1 there."
-        )
+        best = "the best F1 of an example" if "held_out_labels" in temperature else "the best F1"
+        sentences[0] += f" It names the classes whose probability is at least their threshold, which has {best} there."
     return sentences
 
 
@@ -338,13 +354,19 @@ def _write_limits(card: CardData) -> str:
     limits = [] if form is None else form.explain_limits()
     if metadata["class_names"] and metadata["part"] != "backbone":
         limits.append(card.task.explain_limit())
-        by_class = {c: card.count_class("labeled", c) for c in metadata["class_names"]} if card.counts else {}
+        has_counts = bool(card.counts) and not card.task.is_dense
+        by_class = {c: card.count_class("labeled", c) for c in metadata["class_names"]} if has_counts else {}
         if by_class:
             fewest = min(by_class, key=lambda c: by_class[c])
             smallest = f"{by_class[fewest]:,} of class {escape_markdown(fewest)}"
             limits.append(
                 f"It learned from {card.count_examples('labeled'):,} labels, {smallest}: with few labels, another "
                 "choice of them gives another network, and rare kinds of a class are not in them."
+            )
+        if card.task.is_dense and card.counts:
+            limits.append(
+                f"It learned from {card.count_examples('labeled'):,} masks: with few of them, another choice gives "
+                "another network, and rare kinds of a class are not in them."
             )
         unseen = [c for c in by_class if not card.count_class("test", c)]
         if unseen and card.count_examples("test"):

@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from sft_lightning.classifiers import Classifier
 from sft_lightning.export.evaluate import ExportEvaluation
 from sft_lightning.export.program_form import Given, Program, ProgramForm, find_form
 from sft_lightning.modalities import get_modality
-from sft_lightning.networks.weights import Tensors
 from sft_lightning.runs.trained_network import TrainedNetwork
 from sft_lightning.tasks.base import Task
-from sft_lightning.tasks.make_task import make_task
+from sft_lightning.tasks.make_task import make_task, rebuild_head
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec, concatenate_inputs, count_inputs, select_inputs
@@ -95,12 +93,13 @@ def write_program(
     network, form = trained.network(), find_form(metadata)
     assert form is not None  # as `check_format` found
     layer = None if classifier is None else classifier.make_layer()
-    program = form.program(network, (layer or _make_linear(trained.head)) if with_head else None)
+    target = metadata.get("target", "class")
+    program = form.program(network, (layer or rebuild_head(target, trained.head)) if with_head else None)
     expected = _run_pytorch(trained, form, measured.inputs, with_head, classifier)
-    task = make_task(metadata.get("target", "class"), expected.shape[1]) if with_head else None
+    task = make_task(target, expected.shape[1]) if with_head else None
     contract = {**metadata, "format": language, **form.describe()}
     contract["output"] = {
-        "name": "logits" if with_head else "features", "type": "float32", "shape": ["batch", expected.shape[1]],
+        "name": "logits" if with_head else "features", "type": "float32", "shape": ["batch", *expected.shape[1:]],
     }  # fmt: skip
     if language == "onnx":
         contract["opset"] = OPSET
@@ -111,7 +110,7 @@ def write_program(
                 # and print whole graphs of networks that they cannot write.
                 warnings.simplefilter("ignore")
                 {"onnx": _write_onnx, "pt2": _write_pt2}[language](program, form, staged, contract)
-                run = {"onnx": _read_onnx, "pt2": _read_pt2}[language](staged)
+                run = {"onnx": read_onnx, "pt2": _read_pt2}[language](staged)
                 parity = _check_parity(run, form, measured, expected, language, task)
         except InputError:
             raise
@@ -140,28 +139,26 @@ def describe_parity(parity: dict[str, Any], plural: str) -> str:
     )
 
 
-def _make_linear(head: Tensors) -> nn.Linear:
-    num_classes, num_features = head["weight"].shape
-    layer = nn.Linear(num_features, num_classes)
-    layer.load_state_dict(head)
-    return layer
-
-
 @torch.no_grad()
 def _run_pytorch(
     trained: TrainedNetwork, form: ProgramForm, given: Given, with_head: bool, classifier: Classifier | None
 ) -> Tensor:
     """Compute the expected outputs without a `Program`, so that a mistake in that class would show."""
     network = trained.network()
-    x = torch.cat([network(form.decode(some)) for some in _split(given, [32])])
+    x = torch.cat([network(form.decode(some)) for some in split_inputs(given, [32])])
     if with_head and classifier is not None:
         logits: Tensor = classifier(x)
         return logits
-    return F.linear(x, trained.head["weight"], trained.head["bias"]) if with_head else x
+    return rebuild_head(trained.metadata.get("target", "class"), trained.head)(x) if with_head else x
 
 
-def _split(given: Given, sizes: Sequence[int]) -> Iterator[Given]:
-    """Yield batches of some sizes, the last of which repeats."""
+def split_inputs(given: Given, sizes: Sequence[int]) -> Iterator[Given]:
+    """Yield batches of some sizes, the last of which repeats.
+
+    Args:
+        given: Inputs of a program, (N, ...) each.
+        sizes: Number of examples of each batch.
+    """
     first, number = 0, 0
     while first < count_inputs(given):
         size = sizes[min(number, len(sizes) - 1)]
@@ -206,7 +203,12 @@ def _read_pt2(file: Path) -> Run:
     return lambda given: run(*given.values())
 
 
-def _read_onnx(file: Path) -> Run:
+def read_onnx(file: Path) -> Run:
+    """Return a function that runs an ONNX program on the CPU, with as many threads as torch has.
+
+    Args:
+        file: Path of the program.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -232,9 +234,9 @@ def _check_parity(
         raise InputError("the network gives NaN or infinity: its training diverged, give another run or checkpoint")
     count, plural = count_inputs(measured.inputs), form.spec.plural
     enough = -(-8 // count)  # a few are taken more than once
-    given, expected = concatenate_inputs([measured.inputs] * enough), expected.repeat(enough, 1)
+    given, expected = concatenate_inputs([measured.inputs] * enough), torch.cat([expected] * enough)
     # One alone would fail where an example's batch size became a constant; so would several where 1 became one.
-    batches = [form.cut(batch) for batch in _split(given, [1, 3, 32])]
+    batches = [form.cut(batch) for batch in split_inputs(given, [1, 3, 32])]
     with torch.no_grad():
         outputs = torch.cat([run(batch) for batch in batches])
     apart = (outputs - expected).abs()

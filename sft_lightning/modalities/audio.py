@@ -13,6 +13,11 @@ MODALITY = Modality(
     explainer="sft_lightning.report.attention:GradCAM",
     hub_tasks=("audio-classification", "feature-extraction"),
     solve=SolveChoices(
-        unit="frames", plain="log_mel", pretrained="resnet8", skipping="on_bad_recording", candidate="a wav2vec 2.0"
+        unit="frames",
+        plain="log_mel",
+        pretrained="resnet8",
+        skipping="on_bad_recording",
+        candidate="a wav2vec 2.0",
+        starts_random=True,
     ),
 )

@@ -19,6 +19,7 @@ class SolveChoices:
         pretrain_view: Options of that pre-training.
         skipping: Setting that leaves out unreadable files; empty where examples are not files.
         candidate: Published network that the user may name; empty where some are found or fetched.
+        starts_random: Whether trainings of `pretrained` from random weights are compared, too.
         one_class: What to do with labels of one class alone, after "or"; empty where nothing is.
         has_sides: Whether the side of the examples in pixels is a setting, which is chosen, too.
     """
@@ -32,6 +33,7 @@ class SolveChoices:
     pretrain_view: tuple[str, ...] = ()
     skipping: str = ""
     candidate: str = ""
+    starts_random: bool = False
     one_class: str = ""
     has_sides: bool = False
 
@@ -51,6 +53,7 @@ class Modality:
         networks: Module whose `build_from_spec` builds its networks by name; it may have an `adapt_spec`.
         kept_files: Function that reads what networks are built from, weights aside, from the copies in a run's folder.
         checks: Subclass of `ModalityChecks`, for `audit`.
+        mask_checks: The same for examples with masks.
         program_form: Subclass of `ProgramForm`, for the formats `onnx` and `pt2` of `export`.
         explainer: Subclass of `Explainer`, for `report`.
         hub_tasks: Names that hubs have for what a classifier and a network without a head do.
@@ -65,6 +68,7 @@ class Modality:
     networks: str = ""
     kept_files: str = ""
     checks: str = "sft_lightning.audit.modality_checks:ModalityChecks"
+    mask_checks: str = ""
     program_form: str = ""
     explainer: str = ""
     hub_tasks: tuple[str, str] | None = None

@@ -10,6 +10,7 @@ MODALITY = Modality(
     data_module="sft_lightning.data.vision.datamodule:ImageDataModule",
     networks="sft_lightning.networks.vision.backbones",
     checks="sft_lightning.audit.image_checks:ImageChecks",
+    mask_checks="sft_lightning.audit.mask_checks:MaskChecks",
     program_form="sft_lightning.export.image_form:ImageForm",
     explainer="sft_lightning.report.attention:GradCAM",
     hub_tasks=("image-classification", "image-feature-extraction"),

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -121,6 +122,17 @@ class Encoder(nn.Module, ABC):
             InputError: The encoder has no maps.
         """
         raise InputError(f"backbone {self.name!r} gives no maps, from which pixels are classified: choose another one")
+
+    def scale_maps(self, draw: Callable[[int, int], Tensor]) -> AbstractContextManager[None]:
+        """Return a context in which the channels of the maps that enter the decoder are scaled.
+
+        Args:
+            draw: Function from the numbers of examples and channels of a map to factors, (B, C), on the CPU.
+
+        Raises:
+            InputError: The encoder has no decoder of maps.
+        """
+        raise InputError(f"backbone {self.name!r} has no maps whose channels could be scaled: choose another one")
 
     def select_maps(self, strides: Sequence[int]) -> None:
         """Choose the maps that `forward_maps` gives, and drop the layers after the last one.

@@ -260,7 +260,8 @@ def _fit(trainer: Any, module: Any, data: Any, run: Path) -> Calibration:
         trust = Calibration(uncalibrated_reason=reason)
     known = None if trust.calibrated_on else read_temperature(Path(trainer.ckpt_path))
     if known is not None:
-        trust.temperature, trust.calibrated_on = known
+        trust.temperature, trust.calibrated_on = known.value, known.labels
+        trust.thresholds = torch.tensor(known.thresholds, dtype=torch.float32)
         trust.cross_fitted, trust.uncalibrated_reason = True, ""
     return trust
 

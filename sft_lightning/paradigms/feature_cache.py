@@ -158,6 +158,22 @@ def features(
     return kept.features[[rows[digest] for digest in digests]]
 
 
+def count_kept(backbone: Encoder, data: FewLabelData, splits: Sequence[str], folder: Path = FOLDER) -> int:
+    """Return for how many examples of some splits the cache holds the features of a network.
+
+    Args:
+        backbone: Network that maps inputs to features.
+        data: Data module after its setup.
+        splits: Names of the splits.
+        folder: Folder of the cached features.
+    """
+    kept = _read(folder / f"{hash_network(backbone)}.safetensors", backbone.num_features)
+    if kept is None:
+        return 0
+    rows = kept.find_rows()
+    return sum(digest in rows for name in splits for digest in data.fingerprints(name))
+
+
 def _read(path: Path, num_features: int) -> _Kept | None:
     """Read a file of features, if there is a sound one."""
     if not path.is_file():

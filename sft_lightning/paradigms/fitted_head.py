@@ -39,25 +39,9 @@ def fit_head(head: nn.Linear, kind: str, features: Tensor, labels: Tensor) -> No
     Raises:
         InputError: All labels are of one class, or a feature is not finite.
     """
-    if labels.ndim == 2:
-        _fit_each(head, kind, features, labels)
-        return
     fitted = _CLASSIFIERS[kind]().fit(features, labels, num_classes=head.out_features)
     head.weight.copy_(fitted.weight)
     head.bias.copy_(fitted.bias)
-
-
-@torch.no_grad()
-def _fit_each(head: nn.Linear, kind: str, features: Tensor, labels: Tensor) -> None:
-    """Fit a classifier of each class against its absence; a class that all or none have gets its odds alone."""
-    share = (labels.sum(0).float() + 0.5) / (len(labels) + 1)
-    head.weight.zero_()
-    head.bias.copy_(share.logit())
-    for k in range(head.out_features):
-        if 0 < int(labels[:, k].sum()) < len(labels):
-            fitted = _CLASSIFIERS[kind]().fit(features, labels[:, k], num_classes=2)
-            head.weight[k] = fitted.weight[1] - fitted.weight[0]
-            head.bias[k] = fitted.bias[1] - fitted.bias[0]
 
 
 def start_head(head: nn.Linear, backbone: Encoder, kind: HeadStart, module: LightningModule, head_weights: str) -> bool:

@@ -19,7 +19,7 @@ from sft_lightning.paradigms.backbone_classifier import BackboneClassifier
 from sft_lightning.paradigms.base import resolve_input_spec
 from sft_lightning.paradigms.feature_cache import MOST, features, give_features
 from sft_lightning.paradigms.without_steps import WithoutSteps
-from sft_lightning.tasks.classification import Classification
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import InputSpec
 
@@ -47,6 +47,7 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
         std: float | list[float] | None = None,
         whiten: int | None = None,
         max_examples: int | None = None,
+        target: str = "class",
     ) -> None:
         """Build the backbone and load its weights.
 
@@ -67,15 +68,24 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
                 pixels; null for the features themselves.
             max_examples: Largest number of examples to learn from, labeled ones first; the seed chooses. null for
                 60,000 with `whiten` and 20,000 without.
+            target: What examples have: `class`, or `class_set` for several classes. The command line takes it from the
+                data.
 
         Raises:
-            InputError: A setting is out of its range, the backbone is unknown, or the weights do not fit.
+            InputError: A setting is out of its range, the backbone is unknown, or the weights or classifier do not fit.
         """
-        super().__init__(Classification(num_classes), optimizer=None, lr_scheduler=None)
+        if target == "mask":
+            raise InputError(
+                f"{type(self).__name__} is for classification, and the examples have masks: use FineTuneClassifier or "
+                "SemiSupervisedModule"
+            )
+        super().__init__(make_task(target, num_classes), optimizer=None, lr_scheduler=None)
         if not isinstance(classifier, Classifier | None):
             raise InputError(
                 f"classifier is {classifier!r:.60}: give an object such as LabelSpreading() (in YAML, a class_path)"
             )
+        if target == "class_set":
+            (classifier or LogisticRegression()).require_sets()
         check_min(1, whiten=whiten, max_examples=max_examples)
         self.save_hyperparameters(ignore=["classifier"])
         spec = resolve_input_spec(input_spec, None, (3, 224, 224))
@@ -153,7 +163,7 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
         )
 
     def _compute_features(self, data: FewLabelData, split: Split) -> tuple[Tensor, Tensor]:
-        """Return the features of the readable examples of a split, float32 (N, F), and their labels, on the CPU."""
+        """Return the features of the readable examples of a split, float32 (N, F), and their targets, on the CPU."""
         if (size := 4 * len(split) * self.backbone.num_features) > MOST:
             raise InputError(
                 f"{len(split):,} examples with {self.backbone.num_features:,} features each take {size / 1e9:.0f} GB: "
@@ -167,7 +177,7 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
                 context = plugin.forward_context()
                 x = features(self.backbone, data, _CHOSEN, precision=precision, context=context)
                 if x is not None:
-                    return x.float(), split.labels
+                    return x.float(), data.make_targets(split.labels)
             with eval_mode(self.backbone), plugin.forward_context():
                 batches = data.batches_of(_CHOSEN, self.device)
                 pairs = [(self.backbone(batch.x).float().cpu(), batch.y.cpu()) for batch in batches]

@@ -54,7 +54,7 @@ def format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], lis
     if present:
         worst = min(present, key=lambda k: float(f1[k]))
         results[2] += f" F1 is lowest for class {names[worst]}: {float(f1[worst]):.3f}."
-    return results, format_caveats(evaluation)
+    return results, format_caveats(judged.name, plural)
 
 
 def draw_lead_figure(evaluation: Evaluation) -> Markup:
@@ -97,6 +97,8 @@ def render_classes(evaluation: Evaluation) -> Markup:
     head = ("class", "labels", judged.name, "threshold", "precision", "recall", "F1", "average precision")
     counts = [int(x.sum(1).eq(0).sum()) for x in (targets, predicted)]
     chosen = "have the best F1 on the validation split" if len(judged.thresholds) else "are 0.5"
+    if len(judged.thresholds) and evaluation.validation is None:
+        chosen = "have the best F1 of an example on labels that were held out in turn"
     note = (
         f"On average, {_describe_split(evaluation)} have {targets.double().sum(1).mean():.2f} classes and are "
         f"predicted {predicted.double().sum(1).mean():.2f}; {counts[0]:,} have none, and for {counts[1]:,} none is "

@@ -8,6 +8,7 @@ from torch import Tensor
 from sft_lightning.cli.loaded_run import LoadedRun, add_subset
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.feature_cache import features
+from sft_lightning.runs.temperature import read_temperature
 from sft_lightning.tasks.base import Task
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.errors import InputError
@@ -86,7 +87,10 @@ class Evaluation:
         self.backbone = trained.network()
         assert opened.classify is not None
         self.head, self.classify = trained.head, opened.classify
+        known = read_temperature(opened.checkpoint) if self.task.has_thresholds else None
         self._limits = 1.0, torch.empty(0)
+        if known is not None and known.thresholds:
+            self._limits = known.value, torch.tensor(known.thresholds)
         self.judged = self._predict(opened.held_out)
         has_validation = len(self.data.splits["val"]) and opened.held_out != "val"
         self.validation = self._predict("val") if has_validation else None

@@ -138,7 +138,7 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
     if unlabeled is None or not count:
         return Markup()
     entropy, predicted = unlabeled.task.uncertainty(unlabeled.outputs), unlabeled.predicted
-    positions = choose_to_label(unlabeled, evaluation.labeled.features, count)
+    positions = choose_to_label(entropy, unlabeled.features, evaluation.labeled.features, count)
     named = evaluation.data.name_targets(predicted[positions])
     rows = [
         (order, unlabeled.ids[i], name, f"{float(entropy[i]):.4f}")

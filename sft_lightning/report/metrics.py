@@ -69,23 +69,23 @@ def count_confusions(judged: Predictions, num_classes: int) -> Tensor:
     )
 
 
-def choose_to_label(unlabeled: Predictions, labeled_features: Tensor, count: int) -> list[int]:
+def choose_to_label(uncertainty: Tensor, features: Tensor, labeled_features: Tensor, count: int) -> list[int]:
     """Choose examples that are uncertain, and that differ from the labeled examples and each other.
 
     Among the most uncertain tenth (by entropy; at least 10 candidates for each choice), repeatedly choose the example
     farthest from all labeled and chosen examples: k-center greedy (Sener & Savarese 2018).
 
     Args:
-        unlabeled: Predictions of the candidates.
+        uncertainty: Entropy of the prediction of each candidate, (N,).
+        features: Features of the candidates, (N, F).
         labeled_features: Features of the labeled examples, (M, F).
         count: Number of examples to choose.
 
     Returns:
         Positions, in the order in which to label them.
     """
-    entropy = unlabeled.task.uncertainty(unlabeled.outputs)
-    pool = entropy.argsort(descending=True)[: max(10 * count, len(entropy) // 10)]
-    x = F.normalize(unlabeled.features[pool], dim=1)
+    pool = uncertainty.argsort(descending=True)[: max(10 * count, len(uncertainty) // 10)]
+    x = F.normalize(features[pool], dim=1)
     distance = torch.cdist(x, F.normalize(labeled_features, dim=1)).min(1).values
     chosen: list[int] = []
     for _ in range(min(count, len(pool))):

@@ -35,7 +35,7 @@ def format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], lis
         f"(95% interval {low:.1%} to {high:.1%}). Always predicting the most frequent class would give {constant:.1%}.",
         f"This is the {iterate}. The recall is lowest for class {names[worst]}: {recall[worst]:.1%}.",
     ]
-    return results, format_caveats(evaluation)
+    return results, format_caveats(judged.name, plural)
 
 
 def draw_lead_figure(evaluation: Evaluation) -> Markup:
@@ -81,16 +81,16 @@ def render_classes(evaluation: Evaluation) -> Markup:
     return table + heading + render_table(("true", "predicted", evaluation.data.input_spec.plural), confused)
 
 
-def format_caveats(evaluation: Evaluation) -> list[str]:
+def format_caveats(split: str, plural: str) -> list[str]:
     """Return sentences with what limits the results of any classifier.
 
     Args:
-        evaluation: Evaluation of a classifier.
+        split: Name of the split that the page is about.
+        plural: Word for several examples.
     """
     caveats = ["The data has no test split: if the validation split chose anything, this result is too optimistic."]
-    plural = evaluation.data.input_spec.plural
     one_run = f"One run cannot show whether unlabeled {plural} helped: run a study over several seeds."
-    return [*caveats[: evaluation.judged.name == "val"], one_run]
+    return [*caveats[: split == "val"], one_run]
 
 
 def describe_confidence(logits: Tensor, labels: Tensor) -> str:

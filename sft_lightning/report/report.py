@@ -10,9 +10,9 @@ from torch import Tensor
 from sft_lightning import AutoencoderModule, SelfSupervisedModule
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint, sample_positions
 from sft_lightning.cli.logging import silence_logs
-from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.defect_detector import DefectDetector
-from sft_lightning.report import class_sets, figures, one_class
+from sft_lightning.report import class_sets, figures, one_class, pixels
+from sft_lightning.report.calibration import render_calibration
 from sft_lightning.report.defects import DetectorReport
 from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.examples import (
@@ -22,39 +22,31 @@ from sft_lightning.report.examples import (
     render_mistakes,
     render_reconstructions,
 )
-from sft_lightning.report.metrics import (
-    bin_reliability,
-    compute_calibration_error,
-    project_pca,
-    project_umap,
-)
+from sft_lightning.report.metrics import project_pca, project_umap
 from sft_lightning.report.run_sections import render_health, render_origin, render_training
+from sft_lightning.report.sensitivity import render_sensitivity
 from sft_lightning.runs.lock import is_training
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.runs.record import RunRecord, read_leaks
-from sft_lightning.runs.temperature import CrossFittedTemperature, read_temperature
+from sft_lightning.runs.temperature import read_temperature
 from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError, check_min
-from sft_lightning.utils.html import (
-    Section,
-    render_columns,
-    render_note,
-    render_page,
-)
+from sft_lightning.utils.html import Section, render_columns, render_note, render_page
 
 _PLACES = {"pixel_auroc": "AUROC of places", "pro": "PRO up to 30% of false places"}
 _MAX_MAPPED = 1000  # examples of each kind on a map of the features
 _PARTS: dict[str, Any] = {"class": one_class, "class_set": class_sets}  # by the target of the task
 
 
-def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
+def report(run: str, out: str | None = None, label_next: int = 20, specificity: float = 0.95) -> Path:
     """Write `report.html`, and `label_next.csv` beside it if there are unlabeled examples.
 
     Args:
         run: Folder of a run (its last checkpoint), or a checkpoint.
         out: Path of the page; null for `report.html` in the run's folder.
         label_next: Number of unlabeled examples to propose for labeling; 0 for none.
+        specificity: Specificity at which the sensitivity of each class is counted, above 0 and below 1.
 
     Returns:
         Path of the page.
@@ -63,11 +55,19 @@ def report(run: str, out: str | None = None, label_next: int = 20) -> Path:
         InputError: There is no such run, or nothing to evaluate it on.
     """
     check_min(0, label_next=label_next)
+    if not 0 < specificity < 1:
+        raise InputError(f"specificity is {specificity}: give a share above 0 and below 1, such as 0.95")
     with silence_logs():
         opened = LoadedRun(run, takes_defects=True)
         path = Path(out) if out is not None else opened.folder / "report.html"
-        if opened.classify is not None:
-            verdict, figure, sections = _describe_classifier(opened, path.with_name("label_next.csv"), label_next)
+        if opened.classify is not None and opened.trained.is_dense:
+            is_unfinished = is_training(opened.folder)
+            next_path = path.with_name("label_next.csv")
+            verdict, figure, sections = pixels.describe_run(opened, _describe_iterate(opened), next_path, label_next)
+            verdict += _list_caveats(opened, is_unfinished)
+        elif opened.classify is not None:
+            next_path = path.with_name("label_next.csv")
+            verdict, figure, sections = _describe_classifier(opened, next_path, label_next, specificity)
         elif isinstance(opened.cli.model, AutoencoderModule):
             curves = read_curves(opened.folder)
             figure = figures.draw_curves(curves or {}, [("Reconstruction loss", ["train/loss", "val/loss"])])
@@ -115,19 +115,19 @@ def _describe_iterate(opened: LoadedRun) -> str:
     return describe_checkpoint(opened.checkpoint, opened.trained.metadata["step"])
 
 
-def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tuple[list[str], Markup, list[Section]]:
+def _describe_classifier(
+    opened: LoadedRun, path: Path, label_next: int, specificity: float
+) -> tuple[list[str], Markup, list[Section]]:
     """Return the sentences of the verdict, the figure beside them, and the sections."""
     # Asked before the evaluation, which takes a while: the run may end meanwhile.
     is_unfinished = is_training(opened.folder)
     evaluation, curves = Evaluation(opened), read_curves(opened.folder)
     unlabeled = evaluation.predict_unlabeled()
-    confidence, calibration = _render_calibration(evaluation, read_temperature(opened.checkpoint))
     parts = _PARTS[evaluation.task.target]
+    known = read_temperature(opened.checkpoint)
+    confidence, calibration = render_calibration(evaluation.judged, evaluation.validation, known, parts)
     results, caveats = parts.format_verdict(evaluation, _describe_iterate(opened))
-    leaks = map(str, read_leaks(RunRecord(opened.folder).chain[-1]))
-    caveats += [f"{leak[:1].upper()}{leak[1:]}." for leak in leaks]
-    if is_unfinished:
-        caveats.append("The run is still training: these are not its final results.")
+    caveats += _list_caveats(opened, is_unfinished)
     sections = [
         Section("Results by class", parts.render_classes(evaluation)),
         Section("Calibration", calibration),
@@ -138,33 +138,16 @@ def _describe_classifier(opened: LoadedRun, path: Path, label_next: int) -> tupl
         Section("Map of the features", _render_map(evaluation, unlabeled)),
         Section("What to label next", render_label_next(evaluation, unlabeled, path, label_next)),
     ]
+    if evaluation.task.target == "class" and (table := render_sensitivity(evaluation, specificity)):
+        sections.insert(1, Section(f"Sensitivity at a specificity of {specificity:.0%}", table))
     return [*results, confidence, *caveats], parts.draw_lead_figure(evaluation), sections
 
 
-def _render_calibration(evaluation: Evaluation, known: CrossFittedTemperature | None) -> tuple[str, Markup]:
-    """Return a sentence for the verdict, and the section."""
-    judged, validation = evaluation.judged, evaluation.validation
-    parts = _PARTS[evaluation.task.target]
-    error = compute_calibration_error(judged.logits, judged.labels)
-    said = parts.describe_confidence(judged.logits, judged.labels)
-    sentence = f"{said}; the calibration error is {error:.3f}"
-    before = bin_reliability(judged.logits, judged.labels)
-    if validation is not None:
-        t, fitted = fit_temperature(validation.logits, validation.labels), "the validation split"
-    elif known is not None:
-        t, fitted = known.value, f"{known.labels:,} labels that were held out in turn"
-    else:
-        note = render_note("There is no separate validation split to fit a temperature on.")
-        return f"{sentence}.", note + figures.draw_reliability(before, None, parts.RELIABILITY_SIDES)
-    scaled = compute_calibration_error(judged.logits / t, judged.labels)
-    note = render_note(
-        f"Expected calibration error on the {format_split(judged.name)} split: {error:.3f} as trained, {scaled:.3f} "
-        f"with all logits divided by the temperature {t:.2f}, which fits {fitted} best. Dots below the "
-        "dotted line are overconfident; larger dots are more examples."
-    )
-    after = bin_reliability(judged.logits / t, judged.labels)
-    figure = figures.draw_reliability(before, after, parts.RELIABILITY_SIDES)
-    return f"{sentence}, or {scaled:.3f} at temperature {t:.2f} (fitted on {fitted}).", note + figure
+def _list_caveats(opened: LoadedRun, is_unfinished: bool) -> list[str]:
+    """Return sentences with what the run itself says against its results."""
+    leaks = map(str, read_leaks(RunRecord(opened.folder).chain[-1]))
+    caveats = [f"{leak[:1].upper()}{leak[1:]}." for leak in leaks]
+    return [*caveats, *["The run is still training: these are not its final results."][: int(is_unfinished)]]
 
 
 def _render_map(evaluation: Evaluation, unlabeled: Predictions | None) -> Markup:

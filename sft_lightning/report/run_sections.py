@@ -18,7 +18,8 @@ from sft_lightning.utils.html import render_collapsible, render_note, render_tab
 
 # Metrics of all kinds of classifiers; each run has some of them.
 _VALIDATION = [
-    "accuracy", "mean_average_precision", "exact_match", "micro_f1", "macro_f1", "calibration_error", "knn_accuracy",
+    "accuracy", "mean_average_precision", "exact_match", "micro_f1", "balanced_accuracy", "macro_f1",
+    "calibration_error", "knn_accuracy", "mean_iou", "mean_dice", "boundary_f1", "pixel_accuracy",
 ]  # fmt: skip
 # Meaning of each metric of the pseudo-labels.
 _MEANINGS = {

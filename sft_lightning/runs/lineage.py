@@ -66,11 +66,13 @@ def list_starts(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return what a model starts or learns from, `default` or a path, by the name of the setting.
 
     Args:
-        settings: Settings of the model (`init_args`); `teacher` is the run that its strategy distills.
+        settings: Settings of the model (`init_args`); `teacher` is the run that it or its strategy distills.
     """
     strategy = settings.get("strategy")
     options = None if strategy is None or isinstance(strategy, str) else strategy.get("init_args")
-    teacher = options.get("weights") if options else None
+    teacher = options.get("weights") if options else settings.get("teacher")
+    if options is None and teacher is not None and not Path(str(teacher)).exists():
+        teacher = None  # a published backbone
     given = {"weights": settings.get("weights"), "head_weights": settings.get("head_weights"), "teacher": teacher}
     return {name: str(value) for name, value in given.items() if value not in (None, "none")}
 

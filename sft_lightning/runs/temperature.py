@@ -22,10 +22,12 @@ class CrossFittedTemperature(NamedTuple):
     Attributes:
         value: Divisor of the logits.
         labels: Number of labels that were held out in turn.
+        thresholds: Probability from which each class is predicted where examples have several; empty for 0.5.
     """
 
     value: float
     labels: int
+    thresholds: tuple[float, ...] = ()
 
 
 def write_temperature(run: Path, checkpoint: Path, temperature: CrossFittedTemperature) -> None:
@@ -55,10 +57,13 @@ def read_temperature(checkpoint: Path) -> CrossFittedTemperature | None:
     if not isinstance(content, dict) or content.get("checkpoint_sha256") != hash_file(checkpoint):
         return None
     try:
-        temperature = CrossFittedTemperature(float(content["value"]), int(content["labels"]))
-        valid = 0 < temperature.value < math.inf
+        limits = tuple(float(limit) for limit in content.get("thresholds", ()))
+        temperature = CrossFittedTemperature(float(content["value"]), int(content["labels"]), limits)
+        wrong = "" if 0 < temperature.value < math.inf else "no temperature above 0"
+        if not all(0 <= limit <= 1 for limit in limits):
+            wrong = "thresholds outside 0 to 1"
     except (KeyError, TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise InputError(f"{str(run / FILE)!r} holds no temperature above 0: {_REMEDY}")
+        wrong = "no temperature above 0"
+    if wrong:
+        raise InputError(f"{str(run / FILE)!r} holds {wrong}: {_REMEDY}")
     return temperature

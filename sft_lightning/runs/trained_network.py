@@ -45,6 +45,8 @@ class TrainedNetwork:
         """
         spec = InputSpec.parse(self.metadata["input_spec"])
         network, _ = build_encoder(self.metadata["backbone"], spec, imports=False)
+        if self.is_dense:
+            network.add_decoder({})
         try:
             network.load_state_dict(self.backbone)
         except RuntimeError as error:  # torch lists each tensor on a line of its own
@@ -54,6 +56,25 @@ class TrainedNetwork:
             ) from error
         return network.eval()
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the network gives a map of features, of whose pixels the head gives classes."""
+        return bool(self.metadata.get("target") == "mask")
+
+    def require_classes(self, name: str) -> None:
+        """Refuse a network of pixels.
+
+        Args:
+            name: Name of the run or file as the user gave it.
+
+        Raises:
+            InputError: The network gives classes of pixels.
+        """
+        if self.is_dense:
+            raise InputError(
+                f"{name!r} classifies pixels, and classes of examples are needed: give the run of a classifier"
+            )
+
 
 def load_trained_network(path: Path) -> TrainedNetwork:
     """Read a checkpoint of any paradigm: averaged weights where it has some, and the head as one linear layer.
@@ -62,7 +83,7 @@ def load_trained_network(path: Path) -> TrainedNetwork:
         path: Path of the checkpoint.
 
     Raises:
-        InputError: The checkpoint does not hold a paradigm of this package, or one that classifies pixels.
+        InputError: The checkpoint does not hold a paradigm of this package.
     """
     tensors, content = read_weights(path)
     settings = check_model_settings(content, path)
@@ -74,11 +95,6 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     if name is None or spec is None or not needed <= settings.keys() or not (is_complete or _is_bare(name, spec)):
         raise InputError(
             f"checkpoint {str(path)!r} does not hold a paradigm of this package: give one that `fit` wrote"
-        )
-    if settings.get("target") == "mask":
-        raise InputError(
-            f"checkpoint {str(path)!r} classifies pixels, which only fit, validate, test and predict take: give the "
-            "run of a classifier"
         )
     use_files_of(path, spec)
     tensors = select_evaluated_weights(tensors)
@@ -97,8 +113,8 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     }
     if settings.get("target", "class") != "class":
         metadata["target"] = settings["target"]
-    ranges = content.get("ImageDataModule", {}).get("value_ranges")
-    if ranges:
+    states = (content.get(name, {}) for name in ("ImageDataModule", "SegmentationDataModule"))
+    if ranges := next((state["value_ranges"] for state in states if state.get("value_ranges")), None):
         metadata["value_ranges"] = ranges
     if head:
         metadata["num_features"] = head["weight"].shape[1]

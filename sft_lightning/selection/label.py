@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.label_columns import SEPARATOR
 from sft_lightning.data.label_files import STATUSES, LabelRow, read_label_rows, read_table, write_label_rows
 from sft_lightning.data.modality import Clip
 from sft_lightning.data.open_data import open_data
@@ -111,6 +112,8 @@ class LabelSession:
         for name, suggestion in suggestions.items():
             if suggestion and suggestion not in self.class_names:
                 hint = did_you_mean(suggestion, self.class_names)
+                if SEPARATOR in suggestion:
+                    hint = "; the page takes one class for each example: write several into a CSV with id,label"
                 raise InputError(f"ids suggests the class {suggestion!r} for {name!r}, which is unknown{hint}")
         self._suggestions, self.ids = suggestions, list(suggestions)
         self._choose(source)

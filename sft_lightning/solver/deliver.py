@@ -1,5 +1,6 @@
 """The model trained on all labels, its calibrated predictions of the pool, and what to label next."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,24 +11,26 @@ from torch.nn import functional as F
 from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.export.export import ExportFormat, export
-from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.temperature import CrossFittedTemperature, write_temperature
 from sft_lightning.selection import kmeans_centers
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.recipes import Recipe, Space, get_run, train
-from sft_lightning.study.folds import predict_split
+from sft_lightning.solver.scoring import calibrate
+from sft_lightning.study.folds import compute_logits, predict_split
+from sft_lightning.tasks.base import Task
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.solution_folder import SUMMARY
 from sft_lightning.utils.spreadsheet import format_csv
 
+MIN_COMPARED = 100  # unlabeled examples whose shares of classes mean something
 NEXT = 20  # examples to label next
 ONNX = "model.onnx"
 EXPORTS: dict[str, ExportFormat] = {"model.safetensors": "safetensors", ONNX: "onnx"}
+_UNEVEN = 0.25  # share of the unlabeled examples that would have to change class to be spread like the labels
 _WRONG, _SURE = 0.1, 0.8  # probability of its label below, and of another class above which a label is doubtful
-_LEAST = 1e-6
 
 
 @dataclass
@@ -36,23 +39,25 @@ class Delivery:
 
     Attributes:
         run: Folder of the run.
-        temperature: Temperature of the probabilities, fitted to held-out predictions of the labels; 1 where all are
-            right, which no temperature fits best.
-        test_correct: Whether each example of the source's own test split is classified correctly, (T,), or None.
+        calibration: Temperature of the probabilities, and thresholds where examples have several classes, fitted to
+            held-out predictions of the labels.
+        test_scores: Score of each example of the source's own test split, such as whether it is right, (T,), or None.
         next_labels: Positions of the unlabeled examples to label next.
         doubtful: Positions of the labeled examples whose label is doubtful.
-        predicted: Class that the held-out prediction gives each doubtful label.
+        doubts: What the held-out prediction says of each doubtful label.
         advice: Sentences about what would help most.
+        caveat: Sentence about classes that are spread otherwise over the unlabeled examples than over the labels.
         not_exported: Reason for the lack of an exported file, by its name.
     """
 
     run: Path
-    temperature: float
-    test_correct: Tensor | None = None
+    calibration: CrossFittedTemperature
+    test_scores: Tensor | None = None
     next_labels: list[int] = field(default_factory=list)
     doubtful: list[int] = field(default_factory=list)
-    predicted: list[int] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
+    caveat: str = ""
     not_exported: dict[str, str] = field(default_factory=dict)
 
 
@@ -72,19 +77,21 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
     cli = train(recipe, source, None, name)
     model = cli.model
     _remove_earlier(folder)
-    held_out = repeated.mean(0)
-    judged = ~held_out.isnan().any(1)
-    delivery = Delivery(get_run(cli), _calibrate(repeated[:, judged], source.labels[judged], get_run(cli)))
+    known = calibrate(repeated, source)
+    delivery, thresholds = Delivery(get_run(cli), known), torch.tensor(known.thresholds)
+    if known.value != 1 or known.thresholds:
+        write_temperature(delivery.run, find_run_checkpoint(str(delivery.run)), known)
     if source.has_test:
-        delivery.test_correct = test(model, source)
+        delivery.test_scores = test(model, source, known)
     if source.pool_size:
-        probabilities = _predict_pool(model, source, space, delivery.temperature)
-        _write_predictions(folder / "predictions.csv", source, probabilities)
-        delivery.next_labels = choose_next(probabilities, space)
+        probabilities = _predict_pool(model, source, space, known.value)
+        outputs = source.task.invert_probabilities(probabilities)
+        predicted = data.name_targets(source.task.decide(outputs, thresholds))
+        _write_predictions(folder / "predictions.csv", source, probabilities, predicted)
+        delivery.caveat = compare_shares(predicted, source)
+        delivery.next_labels = choose_next(measure_certainty(probabilities, source.task), space)
         ids = data.splits["unlabeled"].ids
-        rows: list[list[object]] = [
-            [ids[i], data.class_names[int(probabilities[i].argmax())]] for i in delivery.next_labels
-        ]
+        rows: list[list[object]] = [[ids[i], predicted[i]] for i in delivery.next_labels]
         head = ["order", "id", "suggestion"]
         if any(isinstance(one, str) for one in data.show_examples("unlabeled", delivery.next_labels[:1])):
             head.append(data.input_spec.noun)  # a column with the examples themselves
@@ -92,12 +99,9 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
             rows = [[*row, cell] for row, cell in zip(rows, shown, strict=True)]
         numbered = [[order, *row] for order, row in enumerate(rows, 1)]
         write_text(folder / "label_next.csv", format_csv([head, *numbered]))
-    confident, other = held_out.nan_to_num(0).max(1)
-    own = held_out.gather(1, source.labels[:, None])[:, 0]
-    wrong = judged & (own < _WRONG) & (confident > _SURE) & (other != source.labels)
-    delivery.doubtful = wrong.nonzero()[:, 0].tolist()
-    delivery.predicted = other[wrong].tolist()
-    delivery.advice = _advise(held_out, judged, source, delivery)
+    held_out = repeated.mean(0)
+    _doubt_labels(held_out, source, delivery)
+    delivery.advice = _advise(held_out, source, delivery)
     for name, language in EXPORTS.items():
         try:
             with silence_logs():
@@ -114,8 +118,32 @@ def _predict_pool(model: nn.Module, source: LabeledSource, space: Space, tempera
     probabilities = torch.empty(source.pool_size, source.data.num_classes)
     with torch.no_grad():
         logits = torch.cat([model.classify(x.to(model.device)).cpu() for x in space.pool.split(4096)])
-    probabilities[space.pool_positions] = (logits.float() / temperature).softmax(1)
+    probabilities[space.pool_positions] = model.task.probabilities(logits.float() / temperature)
     return probabilities
+
+
+def compare_shares(predicted: Sequence[str], source: LabeledSource) -> str:
+    """Return a sentence where classes are spread otherwise over the unlabeled examples than over the labels.
+
+    Someone who labels the same number of each class judges rare ones as much as frequent ones.
+
+    Args:
+        predicted: Predicted class of each unlabeled example.
+        source: Source with the labels.
+    """
+    names = source.data.class_names
+    if source.task.has_thresholds or len(predicted) < MIN_COMPARED:
+        return ""
+    labels = source.labels.bincount(minlength=len(names)).double() / len(source.labels)
+    found = torch.tensor([predicted.count(name) for name in names]).double() / len(predicted)
+    gaps = found - labels
+    if float(gaps.clamp_min(0).sum()) < _UNEVEN:
+        return ""
+    k = int(gaps.argmax())
+    return (
+        f"Of the unlabeled {source.data.input_spec.plural}, {found[k]:.0%} look like {names[k]}, of the labels "
+        f"{labels[k]:.0%} are: classes are spread differently, and so the accuracy on the former may differ."
+    )
 
 
 def _remove_earlier(folder: Path) -> None:
@@ -125,57 +153,60 @@ def _remove_earlier(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def test(model: nn.Module, source: LabeledSource) -> Tensor:
-    """Return whether a model classifies each example of the source's own test split correctly, (T,).
+def test(model: nn.Module, source: LabeledSource, calibration: CrossFittedTemperature) -> Tensor:
+    """Return the score of each example of the source's own test split, such as whether it is right, (T,).
 
     Args:
         model: Trained classifier.
         source: Source.
+        calibration: Temperature and thresholds of the recipe.
     """
-    predicted = predict_split(model, source.data, "test").argmax(1)
-    return predicted == source.data.splits["test"].labels
+    outputs = compute_logits(model, source.data, "test") / calibration.value
+    targets = source.data.make_targets(source.data.splits["test"].labels)
+    return source.task.example_scores(outputs, targets, torch.tensor(calibration.thresholds))
 
 
-def _calibrate(held_out: Tensor, labels: Tensor, run: Path) -> float:
-    """Fit the temperature to held-out predictions and write it into the run, so that every command uses it.
+def _write_predictions(path: Path, source: LabeledSource, probabilities: Tensor, predicted: Sequence[str]) -> None:
+    """Write what is predicted of the unlabeled examples; nothing of unreadable ones, whose probabilities are NaN."""
+    columns: dict[str, list[str]] = {"id": source.data.splits["unlabeled"].ids}
+    is_known = (~probabilities.isnan().any(1)).tolist()
+    columns["predicted"] = [name if known else "" for name, known in zip(predicted, is_known, strict=True)]
+    if not source.task.has_thresholds:  # that of a set of classes falls with their number
+        columns["confidence"] = [f"{p:.4f}" for p in probabilities.max(1).values.tolist()]
+    doubt = source.task.uncertainty(source.task.invert_probabilities(probabilities))
+    columns["doubt"] = [f"{d:.4f}" for d in doubt.tolist()]
+    for name, column in zip(source.data.class_names, probabilities.T.tolist(), strict=True):
+        columns[f"p({name})"] = [f"{p:.4f}" for p in column]
+    write_text(path, format_csv([[*columns], *zip(*columns.values(), strict=True)]))
 
-    Predictions of each division count by themselves: their mean would be more certain than those of one model.
+
+def measure_certainty(probabilities: Tensor, task: Task) -> Tensor:
+    """Return the margin between the two most probable classes, or minus the mean entropy of all classes, (M,).
+
+    Args:
+        probabilities: Probabilities of examples, (M, C); NaN for unreadable ones, which count as certain.
+        task: Kind of target.
     """
-    if bool((held_out.argmax(2) == labels).all()):
-        return 1.0
-    temperature = fit_temperature(held_out.flatten(0, 1).clamp_min(_LEAST).log(), labels.repeat(len(held_out)))
-    write_temperature(run, find_run_checkpoint(str(run)), CrossFittedTemperature(temperature, len(labels)))
-    return temperature
+    if task.has_thresholds:
+        certainty = -task.uncertainty(task.invert_probabilities(probabilities))
+    else:
+        top = probabilities.topk(2, 1).values
+        certainty = top[:, 0] - top[:, 1]
+    return certainty.nan_to_num(torch.inf)
 
 
-def _write_predictions(path: Path, source: LabeledSource, probabilities: Tensor) -> None:
-    names = source.data.class_names
-    confident, classes = probabilities.max(1)
-    doubt = -torch.special.xlogy(probabilities, probabilities).sum(1) / torch.tensor(len(names)).log()
-    head = ["id", "predicted", "confidence", "doubt", *(f"p({name})" for name in names)]
-    rows = (
-        [i, names[c] if p == p else "", f"{p:.4f}", f"{d:.4f}", *(f"{q:.4f}" for q in every)]
-        for i, c, p, d, every in zip(
-            source.data.splits["unlabeled"].ids, classes.tolist(), confident.tolist(), doubt.tolist(),
-            probabilities.tolist(), strict=True,
-        )
-    )  # fmt: skip
-    write_text(path, format_csv([head, *rows]))
-
-
-def choose_next(probabilities: Tensor, space: Space) -> list[int]:
+def choose_next(certainty: Tensor, space: Space) -> list[int]:
     """Return the positions of the unlabeled examples to label next: typical ones of the more doubtful half.
 
     They are nearest to the centers of k-means with one cluster for each, among the half of the examples with the
-    smaller margin between the two most probable classes. With few labels, choosing among the most doubtful ones alone
-    is below random choice (`scripts/bench/next_labels.py`).
+    smaller certainty. With few labels, choosing among the most doubtful ones alone is below random choice
+    (`scripts/bench/next_labels.py`).
 
     Args:
-        probabilities: Probabilities of the unlabeled examples, (M, C); NaN for unreadable ones.
+        certainty: Certainty of the predictions of the unlabeled examples, (M,).
         space: Vectors of unlabeled examples.
     """
-    top = probabilities[space.pool_positions].topk(2, 1).values
-    margin = (top[:, 0] - top[:, 1]).nan_to_num(torch.inf)
+    margin = certainty[space.pool_positions]
     doubtful = margin.argsort(stable=True)[: max(NEXT, len(margin) // 2)]
     if len(doubtful) > NEXT:
         whitening = WhitenedPCA(space.components).fit([space.pool])
@@ -185,12 +216,40 @@ def choose_next(probabilities: Tensor, space: Space) -> list[int]:
     return positions
 
 
-def _advise(held_out: Tensor, judged: Tensor, source: LabeledSource, delivery: Delivery) -> list[str]:
-    names, labels = source.data.class_names, source.labels[judged]
-    right = (held_out[judged].argmax(1) == labels).double()
-    counts = labels.bincount(minlength=len(names))
-    recall = torch.zeros(len(names), dtype=torch.float64).index_add_(0, labels, right) / counts.clamp_min(1)
-    recall[counts < 2] = 2  # too few to say
+def _doubt_labels(held_out: Tensor, source: LabeledSource, delivery: Delivery) -> None:
+    """Keep the labels that held-out predictions contradict; of sets of classes, those that seem to lack one."""
+    names, task = source.data.class_names, source.task
+    p = held_out.nan_to_num(0)
+    if task.has_thresholds:
+        lacks = (p > _SURE) & (source.targets == 0)
+        delivery.doubtful = lacks.any(1).nonzero()[:, 0].tolist()
+        for i in delivery.doubtful:
+            found = sorted(lacks[i].nonzero()[:, 0].tolist(), key=lambda k: -float(p[i, k]))
+            delivery.doubts.append(f"may also have {', '.join(names[k] for k in found)}")
+        return
+    confident, other = p.max(1)
+    own = p.gather(1, source.labels[:, None])[:, 0]
+    wrong = (own < _WRONG) & (confident > _SURE) & (other != source.labels)
+    delivery.doubtful = wrong.nonzero()[:, 0].tolist()
+    delivery.doubts = [f"looks like {names[k]}" for k in other[wrong].tolist()]
+
+
+def _measure_recall(
+    held_out: Tensor, source: LabeledSource, calibration: CrossFittedTemperature
+) -> tuple[Tensor, Tensor]:
+    """Return the recall of each class, float64, (C,), 2 where it has too few judged labels, and their numbers, (C,)."""
+    judged = torch.from_numpy(source.folds >= 0)
+    outputs = source.task.invert_probabilities(held_out[judged]) / calibration.value
+    decided, targets = source.task.decide(outputs, torch.tensor(calibration.thresholds)), source.targets[judged]
+    if targets.ndim == 1:
+        decided, targets = (F.one_hot(one, source.data.num_classes) for one in (decided, targets))
+    counts = targets.sum(0)
+    recall = (decided * targets).sum(0).double() / counts.clamp_min(1)
+    return torch.where(counts < 2, 2.0, recall), counts
+
+
+def _advise(held_out: Tensor, source: LabeledSource, delivery: Delivery) -> list[str]:
+    names, (recall, counts) = source.data.class_names, _measure_recall(held_out, source, delivery.calibration)
     sentences = []
     if float(recall.min()) < 1:
         worst = int(recall.argmin())
@@ -203,5 +262,6 @@ def _advise(held_out: Tensor, judged: Tensor, source: LabeledSource, delivery: D
             f"Label the {len(delivery.next_labels)} examples of label_next.csv first, then call solve again."
         )
     if delivery.doubtful:
-        sentences.append(f"Check {len(delivery.doubtful)} label(s) that look wrong; the report shows them.")
+        why = "may lack a class" if source.task.has_thresholds else "look wrong"
+        sentences.append(f"Check {len(delivery.doubtful)} label(s) that {why}; the report shows them.")
     return sentences

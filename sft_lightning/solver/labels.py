@@ -17,12 +17,15 @@ from sft_lightning.data.copies import find_exact_copies, group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.open_data import check_settings, find_modality, get_data_class
+from sft_lightning.data.set_folds import divide_sets, find_unjudged_classes
 from sft_lightning.data.source import concatenated
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.modalities import Modality, get_modality
 from sft_lightning.study.folds import write_fold
 from sft_lightning.study.judge import find_unjudged, make_folds
+from sft_lightning.tasks.base import Task
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
 
@@ -65,8 +68,18 @@ class LabeledSource:
 
     @property
     def labels(self) -> Tensor:
-        """Classes of the labeled examples, int64, (N,)."""
+        """Classes of the labeled examples, or numbers of their sets of classes, int64, (N,)."""
         return self.data.splits["labeled"].labels
+
+    @cached_property
+    def task(self) -> Task:
+        """Kind of target."""
+        return make_task(self.data.target, self.data.num_classes)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """Classes of the labeled examples, int64, (N,), or 1 for each class of theirs and 0 for the others, (N, C)."""
+        return self.data.make_targets(self.labels)
 
     @property
     def folds(self) -> np.ndarray:
@@ -82,7 +95,11 @@ class LabeledSource:
     @cached_property
     def unjudged(self) -> list[str]:
         """Names of the classes whose only label, or group, is never held out."""
-        return [self.data.class_names[label] for label in find_unjudged(self.labels.numpy(), self.folds[None])]
+        if self.targets.ndim == 2:
+            found = find_unjudged_classes(self.targets.numpy(), self.folds, self.groups)
+        else:
+            found = find_unjudged(self.labels.numpy(), self.folds[None])
+        return [self.data.class_names[label] for label in found]
 
     @cached_property
     def unlabeled_classes(self) -> list[str]:
@@ -109,7 +126,7 @@ class LabeledSource:
             return digest.hexdigest()
         for name in ("labeled", "unlabeled", "test"):
             digest.update(self.data.fingerprint(name).encode())
-        digest.update(repr((self.labels.tolist(), self.divisions.tolist())).encode())
+        digest.update(repr((self.targets.tolist(), self.divisions.tolist())).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -228,19 +245,29 @@ def read_source(
     data, sizes = _open_at_size(reopen, image_size) if has_sides else _open_as_suggested(reopen)
     settings |= {setting: str(value) for setting, value in sizes.items()}
     counts = data.labeled_counts()
+    labeled = data.splits["labeled"]
+    has_sets = data.target == "class_set"
     named = int((counts > 0).sum())
-    if named < 2:
+    if has_sets and not bool(((counts > 0) & (counts < len(labeled))).any()):
+        raise InputError(
+            f"source {name!r} has {len(labeled):,} labeled examples{_describe_unreadable(data)}, and no class that "
+            "only some of them have: label more of them"
+        )
+    if named < 2 and not has_sets:
         raise InputError(
             f"source {name!r} has labels of {named} class(es){_describe_unreadable(data)}: label some examples of at "
             f"least two, by class folders, the column 'label', or `sft-lightning label {name} --class_names "
             "[NAME,NAME]` and --labels labels.csv"
             + (f"; or, {modality.solve.one_class}" if named == 1 and modality.solve.one_class else "")
         )
-    labeled = data.splits["labeled"]
     groups = group_copies(labeled)
     try:
         repeats = max(1, min(MAX_REPEATS, _REPEATED // max(1, len(labeled))))
-        divisions = make_folds(labeled.labels.numpy(), groups, MAX_FOLDS, repeats, seed, data.class_names)
+        if has_sets:
+            targets = data.make_targets(labeled.labels).numpy()
+            divisions = divide_sets(targets, groups, MAX_FOLDS, repeats, seed)
+        else:
+            divisions = make_folds(labeled.labels.numpy(), groups, MAX_FOLDS, repeats, seed, data.class_names)
     except InputError as error:
         copies = find_exact_copies([labeled]).count
         raise InputError(f"{error} ({copies:,} labeled examples copy others)" if copies else str(error)) from error

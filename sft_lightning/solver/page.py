@@ -18,18 +18,20 @@ def render_solution(
     left_out: Sequence[str],
     delivery: Delivery,
     data: FewLabelDataModule,
+    metric: str,
 ) -> str:
     """Return the page.
 
     Args:
         name: Name of the solution.
         verdict: Sentences, the most important one first.
-        recipes: Name, use of unlabeled examples and accuracy of each recipe.
+        recipes: Name, use of unlabeled examples and score of each recipe.
         left_out: Sentences about what was not tried, or failed.
         delivery: What was made of the chosen recipe.
         data: Data module of the source.
+        metric: Title of the score, such as accuracy.
     """
-    head = ["recipe", f"uses unlabeled {data.input_spec.plural}", "accuracy on held-out labels"]
+    head = ["recipe", f"uses unlabeled {data.input_spec.plural}", f"{metric} on held-out labels"]
     sections = [
         Section("Recipes", render_table(head, recipes)),
         Section("Use it", render_paragraphs(_describe_use(name, delivery))),
@@ -46,13 +48,13 @@ def render_solution(
         shown = delivery.doubtful[:_MAX_DOUBTFUL]
         split = data.splits["labeled"]
         examples = embed_examples(data, "labeled", shown, [split.ids[i] for i in shown])
-        labels = split.labels.tolist()
+        labels = data.name_targets(data.make_targets(split.labels))
         tiles = [
             (
                 example,
-                [f"labeled {data.class_names[labels[i]]}", f"looks like {data.class_names[k]}", split.ids[i]],
+                [f"labeled {labels[i]}", doubt, split.ids[i]],
             )
-            for example, i, k in zip(examples, shown, delivery.predicted, strict=False)
+            for example, i, doubt in zip(examples, shown, delivery.doubts, strict=False)
         ]
         sections.append(Section("Labels to check", render_tiles(tiles)))
     return render_page(f"Solution {name}", data.source.name, verdict, sections)

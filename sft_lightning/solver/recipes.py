@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from sft_lightning.classifiers import Classifier, ComplementNaiveBayes, LogisticRegression
-from sft_lightning.classifiers.label_spreading import choose_neighbors, normalize_graph, spread_labels
+from sft_lightning.classifiers.base import count_classes, count_sets
+from sft_lightning.classifiers.label_spreading import (
+    choose_neighbors,
+    count_effective_classes,
+    normalize_graph,
+    spread_labels,
+    spread_sets,
+)
 from sft_lightning.classifiers.neighbors import find_neighbors
 from sft_lightning.classifiers.smoothed_regression import NEIGHBORS as SMOOTHING_NEIGHBORS, multiply
 from sft_lightning.classifiers.whitening import WhitenedPCA
@@ -37,7 +44,8 @@ _QUIET = (
 )
 _OPTIMIZER = ("--model.optimizer=torch.optim.AdamW", "--model.lr_scheduler=WarmupCosine")
 BATCH = 32
-# The same for networks of this package, which are trained on small inputs, and for larger ones of a library.
+_START_RATE, _RANDOM_RATE = 0.0003, 0.002  # learning rates from a start, and from random weights
+# Unlabeled examples for each labeled one: of networks pre-trained here, on small inputs, and of others.
 _SMALL_RATIO, _LARGE_RATIO = 7, 3
 
 
@@ -52,6 +60,7 @@ class Space:
         backbone: Network, or None for pixels.
         saw_pool: Whether the network has learned from the unlabeled examples.
         is_large: Whether the network is one of a library.
+        is_random: Whether the network has random weights, which trainings alone start from.
         digest: SHA-256 of the file of weights; empty for published ones and pixels.
         shrinks: Start with its size where trainings may see smaller images; None where they may not.
         has_counts: Whether the vectors are counts or weights of what the inputs consist of, such as words.
@@ -69,6 +78,7 @@ class Space:
     is_large: bool = False
     digest: str = ""
     shrinks: Candidate | None = None
+    is_random: bool = False
     has_counts: bool = False
     source: LabeledSource | None = None
     labeled: Tensor = field(default_factory=lambda: torch.empty(0, 0))
@@ -173,27 +183,40 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
 
 
 def make_trainings(space: Space, source: LabeledSource, steps: int) -> list[Recipe]:
-    """Return LP-FT, and learning from a graph's targets if there are unlabeled examples.
+    """Return fine-tuning, and a training that also learns from unlabeled examples, if any.
 
-    Linear probing, then fine-tuning (LP-FT): Kumar et al. 2022. The head starts as logistic regression on the features.
+    From a start: linear probing, then fine-tuning (LP-FT, Kumar et al. 2022), whose head starts as logistic regression
+    on the features, and label propagation with the targets of a graph, or pseudo-labels in the shares of the labels
+    where examples have several classes. From random weights: SoftMatch (Chen et al. 2023).
 
     Args:
         space: Space of the network to start from.
         source: Source.
         steps: Number of optimizer steps of each training.
     """
-    shared = (*space.argv, "--model.head_start=logistic_regression", *_OPTIMIZER, "--model.optimizer.lr=0.0003")
+    shared = (*space.argv, *_OPTIMIZER, f"--model.optimizer.lr={_RANDOM_RATE if space.is_random else _START_RATE}")
     shared += (f"--data.batch_size={BATCH}", f"--data.steps_per_epoch={steps}", "--trainer.max_epochs=1")
     shared += source.modality.solve.large_view if space.is_large else source.modality.solve.small_view
-    lp_ft = ("--model=FineTuneClassifier", *shared)
-    recipes = [Recipe(f"fine-tuning from {space.name} ({steps} steps)", space.saw_pool, lp_ft, steps, BATCH)]
+    shared += () if space.is_random else ("--model.head_start=logistic_regression",)
+    argv = ("--model=FineTuneClassifier", *shared)
+    recipes = [Recipe(f"fine-tuning from {space.name} ({steps} steps)", space.saw_pool, argv, steps, BATCH)]
     if source.pool_size:
-        ratio = _LARGE_RATIO if space.is_large else _SMALL_RATIO
-        argv = ("--model=SemiSupervisedModule", "--model.strategy=LabelPropagation", "--model.ema_decay=0.99", *shared)
-        argv = (*argv, f"--model.strategy.max_examples={MAX_GRAPH}", f"--data.unlabeled_ratio={ratio}")
-        name = f"label propagation from {space.name} ({steps} steps)"
-        recipes.append(Recipe(name, True, argv, steps, BATCH * (1 + ratio)))
+        ratio = _LARGE_RATIO if space.is_large or space.is_random else _SMALL_RATIO
+        argv = ("--model=SemiSupervisedModule", "--model.ema_decay=0.99", f"--data.unlabeled_ratio={ratio}", *shared)
+        title, strategy = _choose_strategy(space, source)
+        name = f"{title} from {space.name} ({steps} steps)"
+        recipes.append(Recipe(name, True, (*argv, *strategy), steps, BATCH * (1 + ratio)))
     return recipes
+
+
+def _choose_strategy(space: Space, source: LabeledSource) -> tuple[str, tuple[str, ...]]:
+    """Return the title and the options of the strategy that learns from unlabeled examples."""
+    if source.task.has_thresholds:
+        return "class-aware pseudo-labels", ("--model.strategy=ClassAwarePseudoLabels",)
+    if space.is_random:
+        return "SoftMatch", ("--model.strategy=SoftMatch",)
+    words = ("--model.strategy=LabelPropagation", f"--model.strategy.max_examples={MAX_GRAPH}")
+    return "label propagation", words
 
 
 class OutOfTimeError(Exception):
@@ -286,7 +309,7 @@ def _list_folds(source: LabeledSource) -> Iterator[tuple[int, Tensor]]:
 def _cross_fit_classifier(x: Tensor, source: LabeledSource, make: Callable[[], Classifier]) -> Tensor:
     probabilities = torch.full((len(source.divisions), len(x), source.data.num_classes), float("nan"))
     for number, held in _list_folds(source):
-        classifier = make().fit(x[~held], source.labels[~held], num_classes=source.data.num_classes)
+        classifier = make().fit(x[~held], source.targets[~held], num_classes=source.data.num_classes)
         probabilities[number, held] = classifier.predict_proba(x[held])
     return probabilities
 
@@ -299,14 +322,17 @@ def _spread(space: Space, source: LabeledSource) -> Tensor:
     """
     every = torch.cat([space.labeled, space.pool])
     z = torch.nn.functional.normalize(WhitenedPCA(space.components).fit(every.split(4096)).transform(every), dim=1)
-    neighbors = choose_neighbors(len(z), source.data.num_classes)
+    has_sets = source.targets.ndim == 2
+    counts = (count_sets if has_sets else count_classes)(source.targets, source.data.num_classes)
+    neighbors = choose_neighbors(len(z), count_effective_classes(counts))
     nearest = find_neighbors(z, z, neighbors, exclude_self=True)
     graph = normalize_graph(nearest)
     count, classes = len(space.labeled), source.data.num_classes
     probabilities = torch.full((len(source.divisions), count, classes), float("nan"))
     for number, held in _list_folds(source):
         known = (~held).nonzero()[:, 0]
-        spread = spread_labels(graph, known, source.labels[known], classes)
+        own = source.targets[known]
+        spread = spread_sets(graph, known, own) if has_sets else spread_labels(graph, known, own, classes)
         probabilities[number, held] = spread[nearest[:count][held]].mean(1)
     return probabilities
 
@@ -322,9 +348,10 @@ def _smooth(space: Space, source: LabeledSource) -> Tensor:
     classes = source.data.num_classes
     probabilities = torch.full((len(source.divisions), count, classes), float("nan"))
     for number, held in _list_folds(source):
-        linear = LogisticRegression().fit(space.labeled[~held], source.labels[~held], num_classes=classes)
+        known = source.targets[~held]
+        linear = LogisticRegression().fit(space.labeled[~held], known, num_classes=classes)
         votes = linear.predict_proba(every)
-        votes[:count][~held] = torch.nn.functional.one_hot(source.labels[~held], classes).float()
+        votes[:count][~held] = (known if linear.has_sets else torch.nn.functional.one_hot(known, classes)).float()
         own, neighbors = linear.predict_proba(space.labeled[held]), votes[nearest[held]].mean(1)
-        probabilities[number, held] = multiply(own, neighbors)
+        probabilities[number, held] = multiply(own, neighbors, linear)
     return probabilities

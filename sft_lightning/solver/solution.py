@@ -28,7 +28,7 @@ class Solution:
     Attributes:
         folder: Folder with `report.html`, `predictions.csv`, `label_next.csv`, `summary.json` and the model.
         verdict: Sentences, the most important one first.
-        recipes: Name, use of unlabeled examples and accuracy of each recipe, the best first.
+        recipes: Name, use of unlabeled examples and score of each recipe, the best first.
         run: Folder of the run of the model.
         summary: Content of `summary.json`.
     """
@@ -97,12 +97,16 @@ class Solution:
 
     def __str__(self) -> str:
         table = "\n".join(
-            align_columns([["recipe", "uses unlabeled examples", "accuracy on held-out labels"], *self.recipes])
+            align_columns(
+                [["recipe", "uses unlabeled examples", f"{self.summary['metric']} on held-out labels"], *self.recipes]
+            )
         )
         names = ("report.html", "predictions.csv", "label_next.csv", *EXPORTS)
         files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).is_file())})"
         use = f"sft-lightning predict {self.folder} NEW_DATA"
         if (self.folder / "label_next.csv").is_file():
             first = f"sft-lightning label SOURCE --ids {self.folder}/label_next.csv"
+            if self.summary["target"] == "class_set":  # of which the page takes one
+                first = f"correct the column suggestion of {self.folder}/label_next.csv and name it label"
             use += f"\nLabel:    {first}, then solve with --labels"
         return "\n\n".join([table, "\n".join(self.verdict), f"Solution: {files}\nUse it:   {use}"])

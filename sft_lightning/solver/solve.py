@@ -23,6 +23,7 @@ from sft_lightning.solver.look import describe_source, describe_starts
 from sft_lightning.solver.page import render_solution
 from sft_lightning.solver.plan import Plan
 from sft_lightning.solver.recipes import train
+from sft_lightning.solver.scoring import calibrate
 from sft_lightning.solver.slurm import find_job, solve_on_slurm
 from sft_lightning.solver.solution import Solution
 from sft_lightning.solver.starts import Start
@@ -42,6 +43,8 @@ def solve(
     num_labels: int | None = None,
     candidates: list[str | Candidate] | Candidate | str | None = None,
     labels: str | None = None,
+    label_separator: str | None = None,
+    label_columns: str | list[str] | None = None,
     image_size: int | None = None,
     resize: Resize = "crop",
     value_range: tuple[float, float] | None = None,
@@ -69,6 +72,9 @@ def solve(
             that were fetched before, weights files in the current folder that say which network they are of, and runs
             that have learned without labels.
         labels: A CSV of further labels with the columns id,label, as `sft-lightning label` writes it.
+        label_separator: Separator of the classes of an example, as in `dog;outdoors`; null where each has one.
+        label_columns: Columns of 0 and 1 of a table, each a class, or a pattern such as `tag_*`; null for one column of
+            labels.
         image_size: Side of the images in pixels; null for that of the source, at most 64.
         resize: Method that makes image files square: `crop` keeps the central square, `pad` adds background to the
             shorter side, and `squash` changes the ratio of its sides.
@@ -114,6 +120,7 @@ def solve(
             opened = read_source(
                 source, folder, num_labels, image_size, seed, root, labels, download,
                 resize=None if resize == "crop" else resize, value_range=value_range, class_names=class_names,
+                label_separator=label_separator, label_columns=label_columns,
             )  # fmt: skip
             return _Solver(opened, minutes, name, folder, begin).run(named, download)
         except (StoppedBySignal, KeyboardInterrupt) as error:
@@ -210,13 +217,14 @@ class _Solver:
 
     def compare_on_test(self, best: Result, with_pool: Result, reference: Result, delivery: Delivery) -> Comparison:
         """Compare the best recipes with and without the unlabeled examples on the source's own test split."""
-        correct = {best.recipe.name: delivery.test_correct}
+        scores = {best.recipe.name: delivery.test_scores}
         for result in (with_pool, reference):
-            if result.recipe.name not in correct:
+            if result.recipe.name not in scores:
                 self.report(f"Training {result.recipe.name} on all labels, to compare on the test examples.")
                 cli = train(result.recipe, result.source, None, f"solve/{self.name}/compared")
-                correct[result.recipe.name] = test(cli.model, result.source)
-        ours, theirs = (correct[result.recipe.name] for result in (with_pool, reference))
+                known = calibrate(result.probabilities, result.source)
+                scores[result.recipe.name] = test(cli.model, result.source, known)
+        ours, theirs = (scores[result.recipe.name] for result in (with_pool, reference))
         assert ours is not None
         assert theirs is not None
         return compare_on_test(ours.numpy(), theirs.numpy())
@@ -224,18 +232,18 @@ class _Solver:
     def conclude(self, best: Result, delivery: Delivery) -> Solution:
         """Judge, and write the summary and the page."""
         trials = self.trials
-        chosen = estimate_chosen(np.stack([result.correct for result in trials.results]), trials.folds, trials.groups)
+        chosen = estimate_chosen(np.stack([result.scores for result in trials.results]), trials.folds, trials.groups)
         labels_only = [i for i, result in enumerate(trials.results) if not result.recipe.uses_unlabeled]
         with_pool = [i for i, result in enumerate(trials.results) if result.recipe.uses_unlabeled]
         comparison = None
         if with_pool and labels_only:  # the best of each kind, chosen on other folds than those that it is scored on
             ours, theirs = (
-                score_choice(np.stack([trials.results[i].correct for i in positions]), trials.folds)
+                score_choice(np.stack([trials.results[i].scores for i in positions]), trials.folds)
                 for positions in (with_pool, labels_only)
             )
             comparison = compare(ours, theirs, trials.folds, trials.groups)
         reference = trials.results[trials.choose(labels_only)] if labels_only else best
-        if comparison is not None and delivery.test_correct is not None:
+        if comparison is not None and delivery.test_scores is not None:
             comparison = self.compare_on_test(best, trials.results[trials.choose(with_pool)], reference, delivery)
         verdict = format_verdict(
             best.recipe.name, len(trials.results), self.source, chosen, comparison, reference.recipe.name, delivery
@@ -244,28 +252,32 @@ class _Solver:
         if defects is not None:
             verdict.insert(len(verdict) - len(delivery.advice), str(defects))
         rows = [
-            [r.recipe.name, "yes" if r.recipe.uses_unlabeled else "no", format_estimate(r.accuracy)]
-            for r in sorted(trials.results, key=lambda r: -float(r.correct.mean()))
+            [r.recipe.name, "yes" if r.recipe.uses_unlabeled else "no", format_estimate(r.estimate)]
+            for r in sorted(trials.results, key=lambda r: -float(r.scores.mean()))
         ]
+        key, metric = self.source.task.example_metric
+        held = delivery.test_scores
         summary: dict[str, Any] = {
             "verdict": verdict,
             "recipe": best.recipe.name,
-            "accuracy": [chosen.mean, chosen.low, chosen.high],
-            "test_accuracy": None if delivery.test_correct is None else float(delivery.test_correct.double().mean()),
+            "metric": metric,
+            "target": self.source.data.target,
+            key: [chosen.mean, chosen.low, chosen.high],
+            f"test_{key}": None if held is None else float(held.double().mean()),
             "unjudged": self.source.unjudged,
             "unlabeled": None if comparison is None else comparison.verdict,
             "defects": None if defects is None else defects._asdict(),
-            "recipes": {r.recipe.name: float(r.correct.mean()) for r in trials.results},
+            "recipes": {r.recipe.name: float(r.scores.mean()) for r in trials.results},
             "left_out": [*self.plan.dropped],
             "failed": trials.failed,
             "run": str(delivery.run),
             "modality": self.source.modality.name,
-            "temperature": delivery.temperature,
+            "temperature": delivery.calibration.value,
             "not_exported": delivery.not_exported,
             "seconds": round(time.monotonic() - self.begin, 1),
         }
         page = render_solution(
-            self.name, verdict, rows, [*self.plan.dropped, *trials.failed], delivery, self.source.data
+            self.name, verdict, rows, [*self.plan.dropped, *trials.failed], delivery, self.source.data, metric
         )
         write_text(self.folder / "report.html", page)
         write_json(self.folder / "summary.json", summary)  # last, since it says that all is there

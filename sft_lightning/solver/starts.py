@@ -7,6 +7,7 @@ from sft_lightning.cli.logging import silence_logs
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.vision.backbones import BUILT_IN, Backbone
 from sft_lightning.networks.weights import find_weights
+from sft_lightning.paradigms.feature_cache import count_kept
 from sft_lightning.runs.lineage import hash_file
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.recipes import MAX_GRAPH
@@ -26,7 +27,8 @@ class Start:
     Attributes:
         candidate: Start as the user or a search named it, with its size.
         backbone: Network with its weights.
-        seconds: Measured seconds of the features of all examples.
+        seconds: Measured seconds of the features that are not known yet.
+        all_seconds: Measured seconds of the features of all examples.
         saw_pool: Whether a run behind it has learned from the examples of the source.
         digest: SHA-256 of the file of weights; empty for published ones.
         takes_smaller: Whether trainings may see smaller images, because the user gave no size.
@@ -35,6 +37,7 @@ class Start:
     candidate: Candidate
     backbone: Encoder
     seconds: float
+    all_seconds: float
     saw_pool: bool = False
     digest: str = ""
     takes_smaller: bool = False
@@ -51,13 +54,13 @@ def load_start(candidate: Candidate, source: LabeledSource, seconds: float, own_
     """Load a start at the largest size that the time allows.
 
     Networks of a library take images of any size: they get the largest of 64, 96, 128 and 224 pixels at which the
-    features of all examples take at most `seconds`, or 64. Others keep the size of their training. A size that the user
-    gave is kept where the weights fit it.
+    features that are not known yet take at most `seconds`, or 64. Others keep the size of their training. A size that
+    the user gave is kept where the weights fit it.
 
     Args:
         candidate: Start to load.
         source: Source of the examples.
-        seconds: Time for the features of all examples.
+        seconds: Time for the features.
         own_size: Whether to keep the size of its training, whatever the user gave.
 
     Raises:
@@ -70,10 +73,12 @@ def load_start(candidate: Candidate, source: LabeledSource, seconds: float, own_
 
     def load(one: Candidate) -> Start:
         with silence_logs():
-            return Start(one, load_candidate(one, source.data.input_spec, given)[0], 0.0, saw_pool, digest)
+            return Start(one, load_candidate(one, source.data.input_spec, given)[0], 0.0, 0.0, saw_pool, digest)
 
     def measure(start: Start) -> Start:
-        return replace(start, seconds=count * estimate_fill(source) * measure_seconds(start.backbone, learns=False))
+        each = estimate_fill(source) * measure_seconds(start.backbone, learns=False)
+        kept = count_kept(start.backbone, source.view(start.backbone.input_spec).data, ("labeled", "unlabeled"))
+        return replace(start, seconds=max(0, count - kept) * each, all_seconds=count * each)
 
     start = load(candidate)
     if own_size or given is not None or not start.is_large or not source.modality.solve.has_sides:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.networks.build import build_encoder
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.plan import (
     PATIENCE,
@@ -63,13 +64,16 @@ def judge_trainings(trials: Trials) -> None:
         trials: Trials of the classifiers on the features of all starts, whose results rank the starts.
     """
     plan, ranked = trials.plan, trials.rank_spaces()
-    if not ranked:
+    random = _list_random(trials)
+    if not ranked and not random:
         trials.announce(plan.drop(NAME, "fine-tuning: it needs a start (name one with --candidates)"))
         return
     chosen, others = ranked[:_STARTS], ranked[_STARTS:]
     for space in others:
         ahead = " and ".join(one.name for one in chosen)
         plan.drop(f"trainings from {space.name}", f"trainings from {space.name}: {ahead} give better features")
+    # Starts of a library first; where random weights are tried, networks of this pool alone gave less (docs/audio.md).
+    chosen = [*chosen, *random] if any(space.is_large for space in chosen) else [*random, *chosen]
     stage = plan.decide(NAME, lambda: _decide(trials, chosen))
     if not trials.announce(stage):
         return
@@ -81,7 +85,7 @@ def judge_trainings(trials: Trials) -> None:
     if len(trainings) > 1:
         judged = [(_judge(trials, one, steps // RUNG, end), one) for one in trainings]
         done = [(result, one) for result, one in judged if result is not None]
-        done.sort(key=lambda pair: -float(pair[0].correct.mean()))
+        done.sort(key=lambda pair: -float(pair[0].scores.mean()))
         kept = math.ceil(len(trainings) / 2)
         for _, one in done[kept:]:
             name, better = one.make(steps).name, done[0][0].recipe.name
@@ -89,6 +93,18 @@ def judge_trainings(trials: Trials) -> None:
         trainings = [one for _, one in done[:kept]]
     for one in trainings:
         _judge(trials, one, steps, end)
+
+
+def _list_random(trials: Trials) -> list[Space]:
+    """Return the network with random weights, if trainings from it are to be compared."""
+    choices = trials.source.modality.solve
+    if not choices.starts_random:
+        return []
+    network, _ = build_encoder(choices.pretrained, trials.spec)
+    plain = trials.results[0].space  # whose vectors say what to label next
+    argv = (f"--model.backbone={choices.pretrained}",)
+    source = trials.source.view(network.input_spec)
+    return [replace(plain, name="random weights", argv=argv, backbone=network, source=source, is_random=True)]
 
 
 def _judge(trials: Trials, training: Training, steps: int, end: float) -> Result | None:
@@ -147,7 +163,8 @@ def _decide_at(trials: Trials, spaces: list[Space], side: int) -> Stage:
     for i, one in enumerate(trainings):
         recipe = one.make(TRAINING_STEPS[0])
         step = recipe.batch * STEP_OVERHEAD * seconds[one.space.name]
-        graph = trials.graph_seconds[spaces[i // per_space].name] if one.kind else 0.0  # of the targets, at most
+        # Seconds of the targets of a graph, at most.
+        graph = trials.graph_seconds.get(spaces[i // per_space].name, 0.0) if one.kind else 0.0
         costs.append(Cost(trials.busyness * START_SECONDS + graph, step))
     decoding = trials.count * trials.read_seconds  # once
     predicted = trials.source.pool_size + len(trials.source.data.splits["test"])

@@ -43,6 +43,7 @@ from sft_lightning.solver.recipes import (
     cross_fit,
     make_classifiers,
 )
+from sft_lightning.solver.scoring import score_held_out
 from sft_lightning.solver.speed import measure_seconds, predict_graph
 from sft_lightning.solver.starts import Start, load_start
 from sft_lightning.solver.units import read_unit, write_unit
@@ -64,15 +65,15 @@ class Result:
         space: Vectors of the start that it learns from.
         probabilities: Probabilities of each labeled example without its fold, (R, N, C), or (1, N, C) of trainings; NaN
             for one in no fold.
-        correct: Whether each judged example is classified correctly in each division, (R, J).
-        accuracy: Accuracy with its interval.
+        scores: Score of each judged example in each division, such as 1 where it is right, (R, J).
+        estimate: Mean score with its interval.
     """
 
     recipe: Recipe
     space: Space
     probabilities: Tensor
-    correct: np.ndarray
-    accuracy: Estimate
+    scores: np.ndarray
+    estimate: Estimate
 
     @property
     def source(self) -> LabeledSource:
@@ -111,6 +112,7 @@ class Trials:
         self.count = min(MAX_GRAPH, len(source.labels) + source.pool_size)
         self.read_seconds, self.graph_seconds = 0.0, dict[str, float]()
         self._passes: dict[str, float] = {}  # seconds of delivery on each space
+        self._full: dict[str, int] = {}  # seconds of the features of all examples, known or not
         held = len(source.data.splits["test"])
         self.busyness = 1.0  # seconds for a second of work, on a machine that others use, too
         # Passes of delivery over the examples of a graph, to predict those whose features are not known.
@@ -131,7 +133,8 @@ class Trials:
     def _add_space(self, name: str, seconds: float, is_network: bool = True) -> None:
         """Keep how long a space takes, and reserve the time to deliver a model on it."""
         self.graph_seconds[name] = seconds
-        self._passes[name] = (self.num_passes if is_network else self._num_plain_passes) * seconds
+        passes = self.num_passes if is_network else self._num_plain_passes
+        self._passes[name] = passes * max(seconds, self._full.get(name, 0))
         self.plan.reserved = self.busyness * DELIVERY_SECONDS + max(self._passes.values())
 
     @property
@@ -153,7 +156,7 @@ class Trials:
             among: Positions to choose from; None for all.
         """
         positions = list(range(len(self.results))) if among is None else list(among)
-        return positions[choose([float(self.results[i].correct.mean()) for i in positions])]
+        return positions[choose([float(self.results[i].scores.mean()) for i in positions])]
 
     def announce(self, stage: Stage) -> bool:
         """Report what a stage does, or why it is left out, and return whether it runs.
@@ -166,8 +169,6 @@ class Trials:
         elif stage.what:
             self.report(f"Planned: {stage.what}, {format_seconds(stage.seconds)}.")
         return not stage.dropped
-
-    # --- stages, in the order in which they run
 
     def judge_pixels(self) -> None:
         """Judge the classifiers on pixels, and measure how long it takes to read an example."""
@@ -236,18 +237,20 @@ class Trials:
         def decide() -> Stage:
             nonlocal loaded
             loaded = load_start(candidate, self.source, limit - reading)
-            seconds, side = loaded.seconds + reading, loaded.backbone.input_spec.shape[-1]
+            needed, full = loaded.seconds / loaded.all_seconds, loaded.all_seconds + reading
+            seconds, side = needed * full, loaded.backbone.input_spec.shape[-1]
             unit = self.source.modality.solve.unit
             what = f"features of {self.spec.count(self.count)} at {side} {unit} from {candidate}"
             minutes = self.plan.count_minutes(seconds, TRAININGS_END / (num_starts + self.num_passes))
             sentence = f"{what} take {format_seconds(seconds)}, --minutes {minutes}"
-            settings = {"image_size": loaded.candidate.image_size or 0}
+            settings = {"image_size": loaded.candidate.image_size or 0, "pass": round(full) if needed < 1 else 0}
             return Stage(str(candidate), what, seconds, settings, "" if seconds <= most else sentence)
 
         stage = self.plan.decide(str(candidate), decide)
         if stage.dropped:
             return None
         sized = replace(candidate, image_size=stage.settings["image_size"] or None)
+        self._full[str(sized)] = stage.settings.get("pass", 0)
         self._add_space(str(sized), stage.seconds)
         start = loaded or load_start(sized, self.source, math.inf)
         return replace(start, takes_smaller=start.is_large and candidate.image_size is self.source.given_size is None)
@@ -350,12 +353,10 @@ class Trials:
         """Return the spaces of networks, that of the best classifier first."""
         best: dict[str, tuple[float, Space]] = {}
         for result in self.results:
-            accuracy = float(result.correct.mean())
-            if result.space.is_network and accuracy > best.get(result.space.name, (-1.0, result.space))[0]:
-                best[result.space.name] = accuracy, result.space
+            score = float(result.scores.mean())
+            if result.space.is_network and score > best.get(result.space.name, (-1.0, result.space))[0]:
+                best[result.space.name] = score, result.space
         return [space for _, space in sorted(best.values(), key=lambda pair: -pair[0])]
-
-    # --- one recipe
 
     def judge(self, recipe: Recipe, space: Space, seconds: float = math.inf) -> Result | None:
         """Cross-fit a recipe, as far as an earlier call has not done so, and keep its result.
@@ -390,11 +391,9 @@ class Trials:
                 return None
             write_unit(path, recipe.name, True, probabilities)
         assert probabilities is not None
-        judged = torch.from_numpy(self.judged)
-        right = (probabilities[:, judged].argmax(2) == source.labels[judged]).numpy().astype(np.float64)
         # Predictions of a training, in one division, stand for all of them: the label is held out in each.
-        correct = np.broadcast_to(right, self.folds.shape)
-        result = Result(recipe, space, probabilities, correct, estimate_accuracy(correct, self.folds, self.groups))
+        scores = np.broadcast_to(score_held_out(probabilities, source), self.folds.shape)
+        result = Result(recipe, space, probabilities, scores, estimate_accuracy(scores, self.folds, self.groups))
         self.results.append(result)
-        self.report(f"{recipe.name}: {format_estimate(result.accuracy)}")
+        self.report(f"{recipe.name}: {format_estimate(result.estimate)}")
         return result

@@ -9,10 +9,10 @@ from sft_lightning.study.judge import Comparison, Estimate, count_needed_labels
 
 
 def format_estimate(estimate: Estimate) -> str:
-    """Return an accuracy with its 95% interval.
+    """Return a score, such as an accuracy, with its 95% interval.
 
     Args:
-        estimate: Accuracy.
+        estimate: Score.
     """
     return f"{estimate.mean:.1%} (95% interval {estimate.low:.1%} to {estimate.high:.1%})"
 
@@ -36,17 +36,18 @@ def format_verdict(
         best: Name of the chosen recipe.
         num_recipes: Number of recipes that were compared.
         source: Source with the labels.
-        chosen: Accuracy of choosing and training.
+        chosen: Score of choosing and training.
         comparison: Best recipe with unlabeled examples against the best without; None where one kind is missing.
         reference: Name of the best recipe without unlabeled examples.
         delivery: What was made of the chosen recipe.
     """
     spec = source.data.input_spec
     which = f"The best of {num_recipes} recipes" if num_recipes > 1 else "The only recipe"
-    sentences = [
-        f"{which} is {best}. A model chosen and trained this way is "
-        f"right on {format_estimate(chosen)} of {spec.plural} like the {len(source.labels)} labeled ones."
-    ]
+    what, found = f"{spec.plural} like the {len(source.labels)} labeled ones", format_estimate(chosen)
+    has_sets = source.task.has_thresholds
+    reach = f"has a mean F1 by example of {found} on {what}" if has_sets else f"is right on {found} of {what}"
+    sentences = [f"{which} is {best}. A model chosen and trained this way {reach}."]
+    sentences += [delivery.caveat] if delivery.caveat else []
     if source.unjudged:
         sentences.append(
             f"This figure does not cover {_name_classes(source.unjudged)}, of which a single label or group cannot be "
@@ -56,9 +57,10 @@ def format_verdict(
         sentences.append(
             f"The model never predicts {_name_classes(source.unlabeled_classes)}, for lack of labels: add some."
         )
-    if delivery.test_correct is not None:
-        held, right = len(delivery.test_correct), float(delivery.test_correct.double().mean())
-        sentences.append(f"On the {spec.count(held)} that the source holds out, it is right on {right:.1%}.")
+    if delivery.test_scores is not None:
+        held, mean = len(delivery.test_scores), float(delivery.test_scores.double().mean())
+        reach = f"its mean F1 by example is {mean:.1%}" if has_sets else f"it is right on {mean:.1%}"
+        sentences.append(f"On the {spec.count(held)} that the source holds out, {reach}.")
     if comparison is None and source.pool_size:
         sentences.append(
             f"Whether the unlabeled {spec.plural} help was not judged: what is left out above says why, and how many "

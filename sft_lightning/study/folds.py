@@ -1,9 +1,10 @@
 """Divide the labels of each draw into folds, one of which is the test of a training, and predict held-out examples."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from sft_lightning.cli.lightning_cli import run as command
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.copies import group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.set_folds import find_unjudged_classes, make_set_folds
 from sft_lightning.data.splits import Split, leave_out_groups
 from sft_lightning.study.inputs import SettingsCLI
-from sft_lightning.study.judge import UNJUDGED, find_unjudged, make_folds
-from sft_lightning.study.set_folds import make_set_folds
+from sft_lightning.study.judge import find_unjudged, make_folds
+from sft_lightning.tasks.base import Task
 from sft_lightning.utils.errors import InputError, find_input_error
 
 
@@ -71,13 +73,12 @@ def draw_folds(argv: Sequence[str], seed: int, folds: int, folder: Path) -> Draw
         )
     labels = labeled.labels.numpy()
     groups = group_copies(labeled)
-    if data.target == "class_set":
-        targets = data.make_targets(labeled.labels).numpy()
+    sets = data.make_targets(labeled.labels) if data.target == "class_set" else None
+    held = sets if sets is not None else labeled.part.storage.count_classes(labeled.indices)
+    if held is not None:
+        targets = (held > 0).long().numpy()
         made = make_set_folds(targets, groups, folds, seed)
-        judged = targets[made[0] != UNJUDGED].sum(0) > 0
-        unjudged = [
-            name for name, n, is_in in zip(data.class_names, targets.sum(0), judged, strict=True) if n and not is_in
-        ]
+        unjudged = [data.class_names[k] for k in find_unjudged_classes(targets, made[0], groups)]
         paths = _write_folds(data, folder, made[0], folds)
         return Draw(labeled.ids, made[0], groups, paths, unjudged)
     made = make_folds(labels, groups, folds, 1, seed, data.class_names)
@@ -143,16 +144,17 @@ def write_fold(data: FewLabelDataModule, path: Path, held_out: np.ndarray | None
     data.write_splits(path, splits)
 
 
-def predict_split(model: torch.nn.Module, data: FewLabelDataModule, name: str, temperature: float = 1.0) -> Tensor:
+def predict_split(model: Any, data: FewLabelDataModule, name: str, temperature: float = 1.0) -> Tensor:
     """Return the class probabilities of a split in its order, float32, (N, C); NaN for unreadable examples.
 
     Args:
-        model: Classifier of one class of several, with `forward` to logits.
+        model: Classifier with `forward` to logits, and the `task` that says what they mean.
         data: Data module after its setup.
         name: Name of the split.
         temperature: Divisor of the logits.
     """
-    return (compute_logits(model, data, name) / temperature).softmax(1)
+    probabilities: Tensor = model.task.probabilities(compute_logits(model, data, name) / temperature)
+    return probabilities
 
 
 def compute_logits(model: torch.nn.Module, data: FewLabelDataModule, name: str) -> Tensor:
@@ -163,9 +165,32 @@ def compute_logits(model: torch.nn.Module, data: FewLabelDataModule, name: str) 
         data: Data module after its setup.
         name: Name of the split.
     """
-    model.eval()
     logits = torch.full((len(data.splits[name]), data.num_classes), float("nan"))
-    with torch.no_grad():
-        for batch in data.batches_of(name, next(model.parameters(), torch.empty(0)).device):
-            logits[batch.indices.cpu()] = model(batch.x).float().cpu()
+    for indices, outputs, _ in _iterate_outputs(model, data, name):
+        logits[indices] = outputs
     return logits
+
+
+def score_examples(model: torch.nn.Module, data: FewLabelDataModule, task: Task, name: str) -> Tensor:
+    """Return how well a model predicts each example of a split in its order, 0 to 1, (N,); 0 for unreadable ones.
+
+    Args:
+        model: Model with `forward` to outputs.
+        data: Data module after its setup.
+        task: Kind of target.
+        name: Name of the split.
+    """
+    scores = torch.zeros(len(data.splits[name]))
+    for indices, outputs, targets in _iterate_outputs(model, data, name):
+        scores[indices] = task.example_scores(outputs, targets).float()
+    return scores
+
+
+@torch.no_grad()
+def _iterate_outputs(
+    model: torch.nn.Module, data: FewLabelDataModule, name: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield positions, outputs and targets of the batches of a split, on the CPU."""
+    model.eval()
+    for batch in data.batches_of(name, next(model.parameters(), torch.empty(0)).device):
+        yield batch.indices.cpu(), model(batch.x).float().cpu(), batch.y.cpu()

@@ -130,7 +130,8 @@ class InputReader:
 
 
 def _describe_data(data: FewLabelDataModule) -> Inputs:
-    data.require_classes("study")
+    if data.target == "defect":
+        data.require_classes("study")
     source = data.source if data.labels is None else data.opened_source
     digests: Inputs = {"source": _describe_examples(source.load(), source.label_names)}
     if data.unlabeled_source is not None:

@@ -38,10 +38,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
+from sft_lightning.data.set_folds import UNJUDGED as UNJUDGED
 from sft_lightning.utils.errors import InputError, check_min
 
 LEVEL = 0.05
-UNJUDGED = -1  # fold of an example that is always learned from and never predicted
 MAX_NEEDED_LABELS = 1_000_000
 _LEAST_FACTOR = 1.25
 _SAME = 1e-9  # scores that differ by rounding are equal
@@ -191,11 +191,21 @@ def compare(correct_a: Array, correct_b: Array, fold: Array, groups: Sequence[st
         InputError: Fewer than two examples, or groups, are judged.
     """
     a, unit = _average(correct_a, fold, groups)
-    differences = a - _average(correct_b, fold, groups)[0]
+    return _compare_means(a - _average(correct_b, fold, groups)[0], unit, _overlap_factor(fold))
+
+
+def _compare_means(differences: Array, unit: Array, factor: float) -> Comparison:
+    """Compare by the differences of the examples, (N,), whose groups are numbered in `unit`, (N,).
+
+    Args:
+        differences: Difference of each example.
+        unit: Number of its group.
+        factor: Factor of the variance.
+    """
     n = len(differences)
     center = float(differences.sum()) / (n + 2)  # with a difference of 1 and one of -1
     variance = (float((differences**2).sum()) + 2) / (n + 2) - center**2
-    error = float(np.sqrt(variance * _overlap_factor(fold) * _design_effect(differences, unit) / (n + 2)))
+    error = float(np.sqrt(variance * factor * _design_effect(differences, unit) / (n + 2)))
     reach = _t_quantile(unit) * error
     p_value = 2 * float(stdtr(_degrees_of_freedom(unit), -abs(center) / error))
     verdict: Verdict = "no evidence yet"
@@ -212,11 +222,16 @@ def compare_on_test(correct_a: ArrayLike, correct_b: ArrayLike) -> Comparison:
     Intervals for Comparing Matched Proportions", which adds half an example to each of the four counts. Both are about
     these two models, not about others that the same recipes would give.
 
+    Scores between 0 and 1, such as the F1 of an example, are compared by the interval of `compare` without its factor
+    for overlapping training sets.
+
     Args:
-        correct_a: Whether each prediction of the first model was right, 0 or 1, (N,).
+        correct_a: Whether each prediction of the first model was right, 0 or 1, or its score, (N,).
         correct_b: That of the second model, (N,).
     """
     a, b = np.asarray(correct_a, dtype=np.float64), np.asarray(correct_b, dtype=np.float64)
+    if not np.isin([a, b], (0, 1)).all():
+        return _compare_means(a - b, np.arange(len(a)), 1.0)
     won, lost, n = float((a > b).sum()), float((a < b).sum()), len(a)
     p_value = min(1.0, 2 * float(bdtr(min(won, lost), int(won + lost), 0.5))) if won + lost else 1.0
     center = (won - lost) / (n + 2)

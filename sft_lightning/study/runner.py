@@ -34,7 +34,7 @@ from sft_lightning.study.baselines import (
     fit_smoothed_regression,
 )
 from sft_lightning.study.folders import assign_folders
-from sft_lightning.study.folds import compute_logits
+from sft_lightning.study.folds import score_examples
 from sft_lightning.study.method_names import BASELINES
 from sft_lightning.study.plan import StudyRun
 from sft_lightning.tasks.base import Task
@@ -48,7 +48,7 @@ from sft_lightning.utils.json_files import read_json
 
 RunResult = dict[str, Any]
 _NUMERIC = ("seconds", "test_last", "test_best", "val_best", "steps", "tested")
-_TEXT = ("folder", "failed", "network", "start", "job", "test_set", "title", "metric", "metric_title")
+_TEXT = ("folder", "failed", "network", "start", "job", "test_set", "title", "target", "metric", "metric_title")
 Launch = Callable[[list[StudyRun], "Ledger", str, int | None], Iterator[tuple[StudyRun, RunResult]]]
 
 
@@ -300,8 +300,8 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
         `tested` (number of test examples), `test_set` (digest of their names and content), the keys of
         `BASELINES` (test accuracies of each baseline on the same split by its input), and with
         folds `correct` (whether the last iterate has each example of the fold right, by its name). Where examples have
-        several classes, `metric` and `metric_title` say what stands in place of the accuracy: the mean average
-        precision, or with folds the mean F1 of an example.
+        several classes or masks, `target` says so, and `metric` and `metric_title` what stands in place of the
+        accuracy: the mean average precision or the mean intersection over union, with folds that of each example.
     """
     begin = time.monotonic()
     name = f"{folder}/{run.folder or run.label}"
@@ -319,10 +319,9 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
 
 def _list_correct(tested: SFTCLI) -> dict[str, float]:
     """Return how well a network classifies each test example, 0 to 1, by the example's name."""
-    split, data = tested.datamodule.splits["test"], tested.datamodule
-    task = make_task(data.target, data.num_classes)
-    scores = task.example_scores(compute_logits(tested.model, data, "test"), data.make_targets(split.labels))
-    return {name: round(score, 6) for name, score in zip(split.ids, scores.tolist(), strict=True)}
+    data = tested.datamodule
+    scores = score_examples(tested.model, data, make_task(data.target, data.num_classes), "test")
+    return {name: round(score, 6) for name, score in zip(data.splits["test"].ids, scores.tolist(), strict=True)}
 
 
 def _resume_argv(runs: Path) -> list[str]:
@@ -353,7 +352,7 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
         if has_fold:  # a metric of examples, which can be compared one by one and pooled over folds
             name, title = task.example_metric
             result["test_last"] = round(statistics.fmean(result["correct"].values()), 6)
-        result |= {"metric": name, "metric_title": title}
+        result |= {"target": task.target, "metric": name, "metric_title": title}
     saved = trainer.checkpoint_callback
     if isinstance(saved, RunCheckpoint) and saved.best_model_path and saved.best_model_score is not None:
         result["test_best"] = measure(evaluate(Path(saved.best_model_path)))
@@ -363,7 +362,7 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
     result["tested"] = len(data.splits["test"])
     if isinstance(data, FewLabelDataModule):
         test = data.splits["test"]
-        result["test_set"] = combine_digests(zip(test.ids, test.part.storage.fingerprints(test.indices), strict=True))
+        result["test_set"] = combine_digests(zip(test.ids, test.part.storage.contents(test.indices), strict=True))
         result.update(_fit_baselines(cli, folder, has_fold))
     return result
 
@@ -371,6 +370,8 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
 def _fit_baselines(cli: SFTCLI, folder: Path, has_fold: bool) -> dict[str, dict[str, float]]:
     """Return the accuracy of each baseline on the inputs, and on the features of the starting weights if any."""
     data = cli.datamodule
+    if data.target == "mask":  # which no classifier of whole examples gives
+        return {}
     weights = RunRecord(folder).chain[-1].get("weights", "none")
     backbones: dict[str, Encoder | None] = {data.views.inputs_name: None}
     if weights != "none":

@@ -159,7 +159,7 @@ def collect_rows(finals: list[StudyRun], ledger: Ledger) -> list[Row]:
         row.update({"method": run.method, **group, "run": result.get("folder", "")})
         row.update({name: result[name] for name in COLUMNS if name in result})
         row["test_set"] = result.get("test_set", "")
-        row["metric"] = result.get("metric_title", "accuracy")
+        row["metric"], row["target"] = result.get("metric_title", "accuracy"), result.get("target", "class_set")
         row["seconds"] = sum(r.get("seconds", 0.0) for r in _list_results(run, ledger))
         rows.append(row)
         measured = [(kind, *item) for kind in BASELINES for item in result.get(kind, {}).items()]
@@ -225,7 +225,8 @@ def write_results(
     notes += [] if held_out is None else held_out.describe_limits()
     metric = next((row["metric"] for row in rows if row["test_last"] != "" and "metric" in row), "accuracy")
     if metric != "accuracy":
-        notes.append(_note_metric(metric, held_out is not None))
+        target = next((row["target"] for row in rows if row["test_last"] != "" and "target" in row), "class_set")
+        notes.append(_note_metric(metric, target, held_out is not None))
     results: Results = {
         names[method]: {
             budget: estimates.get((method, budget)) or list(by_seed.values()) for budget, by_seed in by_budget.items()
@@ -259,8 +260,13 @@ def write_results(
     return "\n\n".join(parts)
 
 
-def _note_metric(metric: str, has_folds: bool) -> str:
-    """Return a sentence on what stands in place of the accuracy where examples have several classes."""
+def _note_metric(metric: str, target: str, has_folds: bool) -> str:
+    """Return a sentence on what stands in place of the accuracy where examples have several classes, or masks."""
+    if target == "mask":
+        return (
+            f"Examples have masks: all figures are the {metric}. Baselines without a network are left out, since they "
+            "classify whole examples."
+        )
     at = ", with the classes of a probability of at least 0.5" if has_folds else ""
     return (
         f"Examples have several classes: all figures are the {metric}{at}. Label spreading, smoothed regression and "

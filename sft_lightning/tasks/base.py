@@ -1,11 +1,14 @@
 """Interface of tasks: the target that a model predicts, its head, its loss and its metrics."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from sft_lightning.classifiers.base import LEAST
+from sft_lightning.tasks.presentation import TaskPresentation
 
 
 class StageMetrics(Protocol):
@@ -18,21 +21,15 @@ class StageMetrics(Protocol):
         """Return the scalars over all batches and processes, and reset."""
 
 
-class Task(ABC):
+class Task(TaskPresentation):
     """Kind of target, apart from the network that predicts it and from the kind of its inputs.
 
     Attributes:
         name: Name of the task, as strategies list it, such as `classification`.
         target: Name of its targets, as data modules give it: `class` or `class_set`.
         monitor: Validation metric that chooses the best checkpoint, and `min` or `max`.
-        metric_titles: Metrics that a model card lists, by their names; the first is the share of examples that are
-            right.
-        hub_metrics: Type, name and title of the metrics for hubs of models.
         example_metric: Name and title of `example_scores`.
         has_thresholds: Whether classes have thresholds from which they are predicted.
-        explained_class: Class of an example whose evidence a page shows: the one with the largest output.
-        uneven_advice: Advice for a split in which some classes have far fewer examples than others.
-        uncertainty_note: Meaning of `uncertainty`, after "Uncertainty is".
         num_classes: Number of classes C.
         label_smoothing: Share of the target that is spread over other classes.
         is_dense: Whether each pixel has a target, so that features are maps, (B, F, h, w).
@@ -42,13 +39,8 @@ class Task(ABC):
     name: ClassVar[str]
     target: ClassVar[str]
     monitor: ClassVar[tuple[str, str]]
-    metric_titles: ClassVar[dict[str, str]]
-    hub_metrics: ClassVar[tuple[tuple[str, str, str], ...]]
     example_metric: ClassVar[tuple[str, str]]
     has_thresholds: ClassVar[bool] = False
-    explained_class: ClassVar[str]
-    uneven_advice: ClassVar[str]
-    uncertainty_note: ClassVar[str]
     num_classes: int
     label_smoothing: float
 
@@ -144,56 +136,14 @@ class Task(ABC):
         return name, self.metric_titles[name]
 
     @abstractmethod
-    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def example_scores(self, outputs: Tensor, target: Tensor, thresholds: Tensor | None = None) -> Tensor:
         """Return how well each example is predicted, 0 to 1, (B,).
 
         Args:
             outputs: Outputs of the head, (B, ...).
             target: Targets, (B, ...).
+            thresholds: Probability from which each class is predicted, as in `decide`.
         """
-
-    @abstractmethod
-    def uncertainty(self, outputs: Tensor) -> Tensor:
-        """Return the entropy of each prediction as a share of the largest possible one, 0 to 1, (B,).
-
-        Args:
-            outputs: Outputs of the head, (B, ...).
-        """
-
-    @abstractmethod
-    def confidence(self, outputs: Tensor) -> Tensor:
-        """Return the probability of what is predicted, 0 to 1, (B,).
-
-        Args:
-            outputs: Outputs of the head, (B, ...).
-        """
-
-    @abstractmethod
-    def describe_mistake(self, probabilities: Tensor, decided: Tensor, target: Tensor, names: Sequence[str]) -> str:
-        """Return in a few words what was predicted of an example that has other classes.
-
-        Args:
-            probabilities: Probability of each class, (C,).
-            decided: What is predicted, as `decide` gives it for one example.
-            target: Target of the example.
-            names: Names of the classes.
-        """
-
-    @abstractmethod
-    def format_code(self, description: str | None) -> list[str]:
-        """Return lines of NumPy that print what the array `logits` of a program says of its first example.
-
-        Args:
-            description: Name of the JSON file beside the program; None where it names no classes.
-        """
-
-    @abstractmethod
-    def describe_aim(self) -> str:
-        """Return what a classifier is for, as the verb of a sentence that starts with "To"."""
-
-    @abstractmethod
-    def explain_limit(self) -> str:
-        """Return a sentence on examples of classes that were not learned."""
 
     def fit_thresholds(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Choose the probability of each class from which it is predicted, float32, (C,); empty where there is none.
@@ -224,3 +174,23 @@ class Task(ABC):
             target: Targets, (N, ...).
             thresholds: Thresholds from `fit_thresholds`.
         """
+
+    def fit_shared_threshold(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Choose one probability from which all classes are predicted, for few examples, float32, (C,).
+
+        Args:
+            outputs: Outputs of examples that were held out, (N, ...).
+            target: Their targets, (N, ...).
+
+        Returns:
+            The same threshold for each class; empty where there is none.
+        """
+        return torch.empty(0)
+
+    def invert_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Return outputs that have given probabilities, of the same shape; below 1e-6 these count as that.
+
+        Args:
+            probabilities: Probabilities, (..., C).
+        """
+        return probabilities.clamp_min(LEAST).log()

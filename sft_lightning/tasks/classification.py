@@ -23,6 +23,7 @@ class Classification(Task):
     monitor: ClassVar[tuple[str, str]] = ("val/accuracy", "max")
     metric_titles: ClassVar[dict[str, str]] = {
         "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
         "macro_f1": "macro F1",
         "calibration_error": "expected calibration error (15 bins)",
         "calibrated_error": "the same with the temperature",
@@ -35,7 +36,7 @@ class Classification(Task):
     example_metric: ClassVar[tuple[str, str]] = ("accuracy", "accuracy")
     explained_class: ClassVar[str] = "predicted class"
     uneven_advice: ClassVar[str] = (
-        "Read macro_f1 beside accuracy, and try class_weights: balanced or balanced_labels: true"
+        "Read balanced_accuracy and macro_f1 beside accuracy, and try class_weights: balanced or balanced_labels: true"
     )
     uncertainty_note: ClassVar[str] = "the entropy of the prediction, 1 where all classes are equally likely"
 
@@ -98,7 +99,7 @@ class Classification(Task):
         """Return the cross-entropy of each example, (B,)."""
         return F.cross_entropy(outputs, target, reduction="none")
 
-    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def example_scores(self, outputs: Tensor, target: Tensor, thresholds: Tensor | None = None) -> Tensor:
         """Return 1 where the most probable class is right, and 0 elsewhere, (B,)."""
         return (outputs.argmax(1) == target).float()
 

@@ -77,8 +77,19 @@ class ScoreCounts(Metric):
         return self.counts
 
 
+def balance_accuracy(confusion: Tensor) -> Tensor:
+    """Return the mean share of each class that is predicted correctly, over the classes that have examples, a scalar.
+
+    Args:
+        confusion: Number of examples of each class (rows) by predicted class, (C, C).
+    """
+    counts = confusion.sum(1)
+    recalls = confusion.diagonal().double() / counts.clamp_min(1)
+    return recalls.sum() / (counts > 0).sum().clamp_min(1)
+
+
 class ClassifierMetrics(nn.Module):
-    """Loss, accuracy, macro-F1, calibration error (15 bins, L1) and the confusion matrix of one stage."""
+    """Loss, accuracies, macro-F1, calibration error (15 bins, L1) and the confusion matrix of one stage."""
 
     def __init__(self, num_classes: int) -> None:
         """Create the metrics.
@@ -118,6 +129,7 @@ class ClassifierMetrics(nn.Module):
     def compute(self) -> dict[str, Tensor]:
         """Return the scalars over all batches and processes, store `confusion` and `counted`, and reset."""
         values: dict[str, Tensor] = {"loss": self.loss.compute(), **self.scores.compute()}
+        values["balanced_accuracy"] = balance_accuracy(values["confusion"])
         self.confusion = values.pop("confusion").cpu()
         self.counted = self.score_counts.compute().cpu() if self.score_counts.wanted else None
         restart(self.loss, self.scores, self.score_counts)

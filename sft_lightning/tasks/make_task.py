@@ -1,12 +1,28 @@
 """The task of a kind of target."""
 
+from collections.abc import Mapping
 from typing import get_args
+
+from torch import Tensor, nn
 
 from sft_lightning.tasks.base import Task
 from sft_lightning.tasks.classification import Classification
 from sft_lightning.tasks.multi_label import MultiLabel, MultiLabelLoss
 from sft_lightning.tasks.segmentation import Segmentation, SegmentationLoss
 from sft_lightning.utils.errors import InputError
+
+
+def rebuild_head(target: str, tensors: Mapping[str, Tensor]) -> nn.Linear:
+    """Rebuild the head of a task, for use without training.
+
+    Args:
+        target: Kind of target, as for `make_task`.
+        tensors: `weight` (C, F) and `bias` (C,).
+    """
+    num_classes, num_features = tensors["weight"].shape
+    head = make_task(target, num_classes).build_head(num_features)
+    head.load_state_dict(dict(tensors))
+    return head.requires_grad_(False)
 
 
 def make_task(

@@ -8,8 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sft_lightning.classifiers.base import to_logits
 from sft_lightning.tasks.base import Task
-from sft_lightning.tasks.multi_label_metrics import MultiLabelMetrics, compute_f1, fit_thresholds
+from sft_lightning.tasks.multi_label_metrics import (
+    MultiLabelMetrics,
+    compute_example_f1,
+    compute_f1,
+    fit_shared_threshold,
+    fit_thresholds,
+)
 from sft_lightning.utils.errors import InputError, check_decay
 
 MultiLabelLoss = Literal["binary_cross_entropy", "asymmetric"]
@@ -119,11 +126,9 @@ class MultiLabel(Task):
         """Return the binary cross-entropy of each example, averaged over the classes, (B,)."""
         return F.binary_cross_entropy_with_logits(outputs, target.to(outputs), reduction="none").mean(1)
 
-    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def example_scores(self, outputs: Tensor, target: Tensor, thresholds: Tensor | None = None) -> Tensor:
         """Return the F1 of each example over its classes, 1 where none are predicted and it has none, (B,)."""
-        decided = self.decide(outputs)
-        sizes = decided.sum(1) + target.sum(1)
-        return torch.where(sizes > 0, 2 * (decided * target).sum(1) / sizes.clamp_min(1), 1.0)
+        return compute_example_f1(self.decide(outputs, thresholds), target)
 
     def uncertainty(self, outputs: Tensor) -> Tensor:
         """Return the mean entropy of the classes, 1 where each is as likely as not, float64, (B,)."""
@@ -168,6 +173,14 @@ class MultiLabel(Task):
     def fit_thresholds(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Choose the thresholds of the best F1."""
         return fit_thresholds(outputs.sigmoid(), target)
+
+    def fit_shared_threshold(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Choose the threshold of the best mean F1 of an example."""
+        return fit_shared_threshold(outputs.sigmoid(), target)
+
+    def invert_probabilities(self, probabilities: Tensor) -> Tensor:
+        """Return logits of the probability of each class."""
+        return to_logits(probabilities, has_sets=True)
 
     def measure_calibrated(self, outputs: Tensor, target: Tensor, thresholds: Tensor) -> dict[str, float]:
         """Return F1 at the thresholds."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sft_lightning.tasks.base import Task
-from sft_lightning.tasks.segmentation_metrics import IOU, SegmentationMetrics
+from sft_lightning.tasks.segmentation_metrics import IOU, SegmentationMetrics, average_iou, count_by_example
 from sft_lightning.utils.distributed import is_distributed, sum_over_ranks
 from sft_lightning.utils.errors import InputError, check_decay
 
@@ -47,9 +47,17 @@ class Segmentation(Task):
     monitor: ClassVar[tuple[str, str]] = ("val/mean_iou", "max")
     target: ClassVar[str] = "mask"
     is_dense: ClassVar[bool] = True
-    metric_titles: ClassVar[dict[str, str]] = {"mean_iou": "mean IoU", "pixel_accuracy": "accuracy of pixels"}
+    metric_titles: ClassVar[dict[str, str]] = {
+        "mean_iou": "mean IoU",
+        "mean_dice": "mean Dice",
+        "boundary_f1": "boundary F1",
+        "pixel_accuracy": "accuracy of pixels",
+        "calibration_error": "expected calibration error of pixels (15 bins)",
+        "loss": "cross-entropy of pixels",
+    }
+    hub_task: ClassVar[str | None] = "image-segmentation"
     hub_metrics: ClassVar[tuple[tuple[str, str, str], ...]] = (("mean_iou", "mean_iou", "Mean IoU"),)
-    example_metric: ClassVar[tuple[str, str]] = ("pixel_accuracy", "accuracy of pixels")
+    example_metric: ClassVar[tuple[str, str]] = ("image_iou", "mean IoU of an image")
     explained_class: ClassVar[str] = "its most common class"
     uneven_advice: ClassVar[str] = "`class_weights: balanced` weighs pixels of rare classes more"
     uncertainty_note: ClassVar[str] = "the mean entropy of the pixels, 1 where all classes are equally likely"
@@ -109,7 +117,7 @@ class Segmentation(Task):
         return ((missed * present).sum(1) / present.sum(1).clamp_min(torch.finfo(p.dtype).tiny)).mean()
 
     def build_metrics(self) -> SegmentationMetrics:
-        """Build loss, mean intersection over union, Dice, accuracy of pixels, and both by class."""
+        """Build loss, intersection over union, also by class, Dice, boundary F1, accuracy and calibration of pixels."""
         return SegmentationMetrics(self.num_classes)
 
     def name_metrics(self, values: dict[str, Tensor], class_names: Sequence[str]) -> dict[str, Tensor]:
@@ -136,18 +144,19 @@ class Segmentation(Task):
         return outputs.argmax(1)
 
     def agrees(self, outputs: Tensor, expected: Tensor, tolerance: Tensor) -> Tensor:
-        """Return whether the most probable class of each pixel is the same, (B, H, W)."""
-        return outputs.argmax(1) == expected.argmax(1)
+        """Return whether the class of each pixel is the most probable one of both, or is within the tolerance of it."""
+        chosen = outputs.argmax(1, keepdim=True)
+        missing = expected.amax(1, keepdim=True) - expected.gather(1, chosen)
+        return (missing <= tolerance.expand_as(expected).gather(1, chosen))[:, 0]
 
     def example_losses(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy of the counted pixels of each image, (B,)."""
         each = F.cross_entropy(outputs, target, reduction="none", ignore_index=-1)
         return each.flatten(1).sum(1) / (target >= 0).flatten(1).sum(1).clamp_min(1)
 
-    def example_scores(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Return the share of counted pixels of each image that are right, (B,)."""
-        right = (outputs.argmax(1) == target).flatten(1).sum(1)
-        return right / (target >= 0).flatten(1).sum(1).clamp_min(1)
+    def example_scores(self, outputs: Tensor, target: Tensor, thresholds: Tensor | None = None) -> Tensor:
+        """Return the intersection over union of each image, averaged over the classes it has or gets, (B,)."""
+        return average_iou(count_by_example(outputs.argmax(1), target, self.num_classes)).float()
 
     def uncertainty(self, outputs: Tensor) -> Tensor:
         """Return the mean entropy of the pixels, 1 where all classes are equally likely, float64, (B,)."""
@@ -171,8 +180,12 @@ class Segmentation(Task):
         return f"{share:.0%} of the pixels wrong, mostly {names[most // len(names)]} as {names[most % len(names)]}"
 
     def format_code(self, description: str | None) -> list[str]:
-        """Return the share of pixels of each class."""
-        lines = ["classes, counts = np.unique(logits[0].argmax(0), return_counts=True)"]
+        """Return the mask, as large as what the program sees, and the share of pixels of each class."""
+        lines = [
+            "mask = logits[0].argmax(0).astype(np.uint16)",
+            'Image.fromarray(mask).save("mask.png")  # numbers of classes, of the size that the program sees',
+            "classes, counts = np.unique(mask, return_counts=True)",
+        ]
         if description is None:
             return [*lines, "print(dict(zip(classes.tolist(), counts / counts.sum())))"]
         lines.append(f'names = json.load(open("{description}", encoding="utf-8"))["class_names"]')

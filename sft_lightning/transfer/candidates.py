@@ -130,6 +130,8 @@ def load_candidate(start: Candidate, input_spec: InputSpec, given_size: int | No
     metadata = read_weights(path)[1]
     ours = start.backbone is None and "hyper_parameters" in metadata
     trained = load_trained_network(path) if ours else None
+    if trained is not None:
+        trained.require_classes(start.weights)
     about = metadata if trained is None else trained.metadata
     name = start.backbone or about.get("backbone")
     if name is None:

@@ -57,7 +57,7 @@ def plan_folds(data: FewLabelDataModule, labeled: Split, folds: int, others: Spl
     if copies.count:
         notes.append(f"{copies} among {len(labeled)} labeled examples; copies stay in one fold")
     before = None if given is None else given[: len(labeled)]
-    if groups != before:
+    if groups != before and data.target == "class":
         fewest, possible = find_fewest_groups(labeled.labels, groups), find_fewest_groups(labeled.labels, before).groups
         name = repr(data.class_names[fewest.label])
         if fewest.groups == 1 < possible:

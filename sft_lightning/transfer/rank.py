@@ -35,6 +35,7 @@ from sft_lightning.utils.tables import align_columns
 
 Criterion = Literal["linear", "knn", "logme", "h_score", "regularized_h_score", "leep", "nce"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
+_OF_ONE_CLASS = ("leep", "nce")
 CROSS_VALIDATED: tuple[Literal["linear"], Literal["knn"]] = ("linear", "knn")
 DataFactory = Callable[[], FewLabelDataModule]
 
@@ -57,6 +58,7 @@ class CandidateScores:
         seconds: Duration in seconds.
         known_labels: Number of these labels that its runs have learned from, which makes it look better than it is.
         failed: Why it has no scores; empty if it has.
+        has_sets: Whether examples have several classes.
     """
 
     candidate: Candidate
@@ -72,6 +74,7 @@ class CandidateScores:
     seconds: float = 0.0
     known_labels: int = 0
     failed: str = ""
+    has_sets: bool = False
 
 
 def rank(
@@ -91,7 +94,8 @@ def rank(
         folds: Number of folds of the cross-validation of `knn` and `linear`.
         by: Criterion to sort by: `logme`, which predicted the fine-tuned accuracy best where that was measured
             (`scripts/bench/ranking.py`), `linear` and `knn` (cross-validated accuracy of a classifier on the
-            features), `h_score`, `regularized_h_score`, or `leep` and `nce`, which need the source's classes.
+            features, or F1 of an example that has several classes), `h_score`, `regularized_h_score`, or `leep` and
+            `nce`, which need the source's classes, and one class of each example.
         out: Folder of both files.
 
     Returns:
@@ -100,7 +104,7 @@ def rank(
     Raises:
         InputError: The labels are too few, or no candidate can be used.
     """
-    results = score_candidates(data, candidates, folds, _print_line)
+    results = score_candidates(data, candidates, folds, _print_line, by)
     if all(one.failed for one in results):
         raise InputError(f"none of the {len(results)} candidates can be used; the first: {results[0].failed}")
     ordered = sorted(results, key=lambda one: -one.scores.get(by, -math.inf))
@@ -116,7 +120,11 @@ def _print_line(text: str) -> None:
 
 
 def score_candidates(
-    data: DataFactory, candidates: Sequence[str | Candidate], folds: int, say: Callable[[str], None] = lambda text: None
+    data: DataFactory,
+    candidates: Sequence[str | Candidate],
+    folds: int,
+    say: Callable[[str], None] = lambda text: None,
+    by: Criterion = "logme",
 ) -> list[CandidateScores]:
     """Score each candidate, in the given order.
 
@@ -125,9 +133,10 @@ def score_candidates(
         candidates: Starts as in `rank`.
         folds: Number of folds of the cross-validation.
         say: Function that takes a progress line for each candidate.
+        by: Criterion that must be among the scores where a candidate has what it takes.
 
     Raises:
-        InputError: The labels are too few, or a folder holds no run.
+        InputError: The labels are too few, a folder holds no run, or the labels have no such criterion.
     """
     starts = [start for given in candidates for start in resolve_candidates(given)]
     if not starts:
@@ -135,9 +144,12 @@ def score_candidates(
     views = _DataBySpec(data)
     default = views.default
     labeled = default.splits["labeled"]
+    if default.target == "class_set" and by in _OF_ONE_CLASS:
+        others = ", ".join(name for name in CRITERIA if name not in _OF_ONE_CLASS)
+        raise InputError(f"by is {by!r}, which takes examples of one class each, and these have several: give {others}")
     plan = plan_folds(default, labeled, folds)
     split_into_folds(
-        labeled.labels, plan.folds, default.request.seed, plan.groups, default.class_names
+        default.make_targets(labeled.labels), plan.folds, default.request.seed, plan.groups, default.class_names
     )  # or says why not
     results = []
     for k, start in enumerate(starts):
@@ -165,7 +177,7 @@ class _DataBySpec:
 
     def _set_up(self, **changed: Any) -> FewLabelDataModule:
         made = self._make(**changed)
-        made.require_one_class("rank")
+        made.require_classes("rank")
         made.setup("validate")
         return made
 
@@ -186,7 +198,7 @@ def _score_candidate(start: Candidate, views: _DataBySpec, plan: FoldPlan) -> Ca
     x = features(backbone.to(device), data, "labeled")
     if x is None:
         raise InputError(f"source {data.source.name!r} has labeled examples that cannot be read: repair or remove them")
-    x, y, classes = x.float(), data.splits["labeled"].labels, data.num_classes
+    x, y, classes = x.float(), data.make_targets(data.splits["labeled"].labels), data.num_classes
     errors: dict[str, float] = {}
     scores: dict[str, float] = {}
     for kind in CROSS_VALIDATED:
@@ -197,7 +209,7 @@ def _score_candidate(start: Candidate, views: _DataBySpec, plan: FoldPlan) -> Ca
         "h_score": h_score(x, y),
         "regularized_h_score": regularized_h_score(x, y),
     }
-    if head:
+    if head and data.target == "class":
         probabilities = F.linear(x, head["weight"].float(), head["bias"].float()).softmax(1)
         scores["leep"] = leep(probabilities, y, classes)
         scores["nce"] = nce(probabilities.argmax(1), y)
@@ -210,6 +222,7 @@ def _score_candidate(start: Candidate, views: _DataBySpec, plan: FoldPlan) -> Ca
         size_note=_explain_size(start, backbone.input_spec, views.default),
         labels=len(data.splits["labeled"]),
         distinct=len(plan.distinct),
+        has_sets=data.target == "class_set",
         fold_notes=plan.notes,
         scores=scores,
         errors=errors,
@@ -260,7 +273,14 @@ def format_ranking(ordered: Sequence[CandidateScores], by: Criterion) -> str:
             size = "" if one.input_spec is None else str(one.input_spec.shape[-1])
             lines.append([str(one.candidate), size, str(one.num_features), *cells, f"{one.seconds:.1f}"])
     text = align_columns(lines, "<>")
-    text.append(f"* the order; higher is better for each; {_TITLES['linear']} and {_TITLES['knn']}: accuracy ± s.e.")
+    has_sets = any(one.has_sets for one in ordered)
+    unit = "F1 of an example" if has_sets else "accuracy"
+    text.append(f"* the order; higher is better for each; {_TITLES['linear']} and {_TITLES['knn']}: {unit} ± s.e.")
+    if has_sets:
+        text.append(
+            f"the other scores are means over classes; {_TITLES['leep']} and {_TITLES['nce']} are left out, since they "
+            "take examples of one class each"
+        )
     if any(one.num_features >= one.distinct for one in ordered if not one.failed):
         text.append(
             f"{_TITLES['h_score']} says nothing where there are no more labels than features; its regularized form does"

@@ -3,13 +3,18 @@
 Higher is better for each. All are computed in float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sft_lightning.classifiers import LogisticRegression
+from sft_lightning.data.set_folds import UNJUDGED, make_set_folds
+from sft_lightning.tasks.held_out import score_folds
+from sft_lightning.tasks.multi_label import MultiLabel
 from sft_lightning.utils.errors import InputError, check_min
 
 _NOISE = 1e-8  # least variance of the labels around a fit: a deviation of 1e-4 where they are 0 or 1
@@ -31,7 +36,7 @@ def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
 
     Args:
         features: Features, (N, F).
-        labels: Classes, int64, (N,).
+        labels: Classes, int64, (N,), or 1 for each class of an example and 0 for the others, (N, C).
         num_classes: Number of classes C.
 
     Returns:
@@ -42,7 +47,7 @@ def logme(features: Tensor, labels: Tensor, num_classes: int) -> float:
         InputError: There is no example, or a feature is not finite.
     """
     x = _check_features(features)
-    y = F.one_hot(labels.cpu(), num_classes).to(x)
+    y = (labels.cpu() if labels.ndim == 2 else F.one_hot(labels.cpu(), num_classes)).to(x)
     y = y[:, y.any(0)]
     u, singular, _ = torch.linalg.svd(x, full_matrices=False)
     power = (singular / singular.max().clamp_min(1e-300)).square()[:, None]  # alpha makes up for the scale
@@ -73,7 +78,7 @@ def h_score(features: Tensor, labels: Tensor) -> float:
 
     Args:
         features: Features, (N, F).
-        labels: Classes, int64, (N,).
+        labels: Classes, int64, (N,), or 1 for each class of an example and 0 for the others, (N, C).
 
     Returns:
         Score from 0 to the smaller of C - 1 and the features' rank. With N <= F it tends to C - 1 whatever the
@@ -82,6 +87,8 @@ def h_score(features: Tensor, labels: Tensor) -> float:
     Raises:
         InputError: There is no example, or a feature is not finite.
     """
+    if labels.ndim == 2:
+        return _average_classes(h_score, features, labels)
     x = _check_features(features)
     _, hot = _encode_one_hot(labels)
     u, singular, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
@@ -99,7 +106,7 @@ def regularized_h_score(features: Tensor, labels: Tensor) -> float:
 
     Args:
         features: Features, (N, F).
-        labels: Classes, int64, (N,).
+        labels: Classes, int64, (N,), or 1 for each class of an example and 0 for the others, (N, C).
 
     Returns:
         Score from 0 to C - 1; 0 where the features are constant.
@@ -109,6 +116,8 @@ def regularized_h_score(features: Tensor, labels: Tensor) -> float:
     """
     from sklearn.covariance import ledoit_wolf_shrinkage
 
+    if labels.ndim == 2:
+        return _average_classes(regularized_h_score, features, labels)
     x = _check_features(features)
     _, hot = _encode_one_hot(labels)
     centered = x - x.mean(0)
@@ -120,6 +129,12 @@ def regularized_h_score(features: Tensor, labels: Tensor) -> float:
     shrunk = (1 - shrinkage) * power + shrinkage * power.sum() / x.shape[1]
     between = (u.T @ hot).square() / hot.sum(0)  # of whitened features; the class means lie in the span of u
     return (1 - shrinkage) * float((between.sum(1) * power / shrunk.clamp_min(1e-300)).sum())
+
+
+def _average_classes(score: Callable[[Tensor, Tensor], float], features: Tensor, targets: Tensor) -> float:
+    """Return the mean score of telling each class from its absence, of the classes that only some examples have."""
+    columns = [own for own in targets.T if 0 < int(own.sum()) < len(own)]
+    return sum(score(features, own) for own in columns) / len(columns) if columns else 0.0
 
 
 def leep(source_probabilities: Tensor, labels: Tensor, num_classes: int) -> float:
@@ -196,9 +211,12 @@ def split_into_folds(
 ) -> list[tuple[list[int], list[int]]]:
     """Divide examples into stratified folds, each example held out once.
 
+    Of examples with several classes, those with a class that is in a single one, or group, are never held out.
+
     Args:
-        labels: Classes, int64, (N,).
-        folds: Number of folds, at least 2 and at most the examples, or groups, of the smallest class.
+        labels: Classes, int64, (N,), or 1 for each class of an example and 0 for the others, (N, C).
+        folds: Number of folds, at least 2 and, of examples with one class each, at most the examples, or groups, of the
+            smallest class.
         seed: Seed of the shuffle.
         groups: Name of each example's group; examples of one group stay in one fold.
         class_names: Class names for messages, which otherwise give the class's number.
@@ -213,6 +231,9 @@ def split_into_folds(
 
     check_min(2, folds=folds)
     y = labels.cpu()
+    if y.ndim == 2:
+        fold = make_set_folds(y.numpy(), groups, folds, seed)[0]
+        return [((fold != k).nonzero()[0].tolist(), (fold == k).nonzero()[0].tolist()) for k in range(folds)]
     _check_folds(y, folds, groups, class_names)
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     splits = []
@@ -238,14 +259,16 @@ def cross_validate(
 ) -> tuple[float, float]:
     """Compute the accuracy of a simple classifier on the features by stratified cross-validation.
 
+    Of examples with several classes, it is the mean F1 of an example, at one threshold that is best on the other folds.
+
     "knn": neighbors by cosine vote with exp(cos / 0.07), as in Wu et al. 2018. There are 5, or as many as the smallest
     class has examples in the training folds: more would outvote it even among its own.
     "linear": scikit-learn's logistic regression on features standardized by the training folds.
 
     Args:
         features: Features, (N, F).
-        labels: Classes, int64, (N,).
-        folds: Number of folds, at least 2 and at most the examples, or groups, of the smallest class.
+        labels: Classes, int64, (N,), or 1 for each class of an example and 0 for the others, (N, C).
+        folds: Number of folds, as in `split_into_folds`.
         seed: Seed of the shuffle.
         groups: Name of each example's group; examples of one group stay in one fold.
         kind: Type of the classifier.
@@ -257,6 +280,8 @@ def cross_validate(
         InputError: Too few folds, examples, groups or classes, or a feature that is not finite.
     """
     x, y = _check_features(features), labels.cpu()
+    if y.ndim == 2:
+        return _cross_validate_sets(x, y, split_into_folds(y, folds, seed, groups), kind)
     predict = _predict_knn if kind == "knn" else _predict_linear
     accuracies = [
         (predict(x[train], y[train], x[test]) == y[test]).double().mean()
@@ -264,6 +289,19 @@ def cross_validate(
     ]
     stacked = torch.stack(accuracies)
     return float(stacked.mean()), float(stacked.std() / folds**0.5)
+
+
+def _cross_validate_sets(
+    x: Tensor, y: Tensor, splits: list[tuple[list[int], list[int]]], kind: Literal["knn", "linear"]
+) -> tuple[float, float]:
+    predict, task = _predict_knn_sets if kind == "knn" else _predict_linear_sets, MultiLabel(y.shape[1])
+    fold, p = np.full(len(y), UNJUDGED), torch.zeros(y.shape, dtype=torch.float64)
+    for k, (train, test) in enumerate(splits):
+        fold[test], p[test] = k, predict(x[train], y[train], x[test])
+    judged = fold != UNJUDGED
+    scores = score_folds(task, task.invert_probabilities(p[judged]), y[judged], fold[judged])
+    means = np.array([scores[fold[judged] == k].mean() for k in range(len(splits))])
+    return float(means.mean()), float(means.std(ddof=1) / len(splits) ** 0.5)
 
 
 def weighted_kendall(scores: Sequence[float], accuracies: Sequence[float]) -> float:
@@ -327,10 +365,24 @@ def _predict_knn(known: Tensor, known_labels: Tensor, features: Tensor) -> Tenso
     return votes.argmax(1)
 
 
+def _predict_knn_sets(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:
+    """Return the share of each class in the votes, (N, C)."""
+    cosine = F.normalize(features, dim=1) @ F.normalize(known, dim=1).T
+    nearest = cosine.topk(min(_NEIGHBORS, len(known)), 1)
+    votes = (nearest.values / _TEMPERATURE).softmax(1)
+    return (votes[..., None] * known_labels[nearest.indices]).sum(1)
+
+
+def _predict_linear_sets(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:
+    """Return the probability of each class against its absence, (N, C)."""
+    classifier = LogisticRegression(strength=1.0).fit(known, known_labels)
+    return classifier.predict_proba(features).double()
+
+
 def _predict_linear(known: Tensor, known_labels: Tensor, features: Tensor) -> Tensor:
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression as Plain
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model = make_pipeline(StandardScaler(), Plain(max_iter=1000))
     return torch.from_numpy(model.fit(known.numpy(), known_labels.numpy()).predict(features.numpy()))

@@ -108,7 +108,7 @@ def compare_degrees(argv: Sequence[str]) -> str:
     accuracies = _train_missing(cli, runs, folder)
     results = {s: [accuracies.get(r.key) for r in runs if r.setting == s] for s in settings}
     best, chosen = choose_setting(results)
-    lines = tabulate_results(results, best, chosen)
+    lines = tabulate_results(results, best, chosen, cli.model.task.metric[0])
     write_text(folder / "degree.csv", format_csv(lines))
     why = f"# Chosen by sft-lightning degree: {chosen} (see degree.csv beside this file).\n"
     write_text(folder / "fit.yaml", why + cli.dump_config(chosen.to_options()))
@@ -136,14 +136,15 @@ def make_folds(data: FewLabelDataModule, number: int, use_unlabeled: bool) -> li
     Raises:
         InputError: A class has too few examples or groups.
     """
-    data.require_one_class("degree")
+    data.require_classes("degree")
     labeled, unlabeled = data.splits["labeled"], data.splits["unlabeled"]
     further = Split(unlabeled.part, unlabeled.indices if use_unlabeled else [])
     plan = plan_folds(data, labeled, number, further)
     for note in plan.notes:
         rank_zero_info(f"Degree: {note}.")
     made = []
-    for train, test in split_into_folds(labeled.labels, plan.folds, data.request.seed, plan.groups, data.class_names):
+    targets = data.make_targets(labeled.labels)
+    for train, test in split_into_folds(targets, plan.folds, data.request.seed, plan.groups, data.class_names):
         away = {plan.joined[i] for i in test}
         rest = [i for i, group in zip(further.indices, plan.further, strict=True) if group not in away]
         made.append(
@@ -208,7 +209,7 @@ def _plan_runs(cli: DegreeCLI, settings: list[DegreeSetting], held_out: list[Spl
     }
     start = _digest([__version__, *(hash_file(path) for path in _find_start_files(config.model.init_args))])
     example_digests = _digest_examples([cli.datamodule.splits[name] for name in {"labeled", *cli.model.batch_parts}])
-    contents = [_digest_fold(splits, example_digests) for splits in held_out]
+    contents = [_digest_fold(splits, example_digests, cli.datamodule) for splits in held_out]
     runs = []
     for setting in settings:
         name = str(setting).replace(", ", "-").replace(" ", "_")
@@ -222,10 +223,11 @@ def _plan_runs(cli: DegreeCLI, settings: list[DegreeSetting], held_out: list[Spl
 
 
 def _train_missing(cli: DegreeCLI, runs: list[DegreeRun], folder: Path) -> dict[str, float]:
-    """Train the runs without a result, and return the accuracies of all runs by their keys."""
+    """Train the runs without a result, and return the metric of all runs by their keys, such as the accuracy."""
+    metric, title = cli.model.task.metric
     known = _read_results(folder / RESULTS)
-    accuracies = {key: float(result["accuracy"]) for key, result in known.items()}
-    missing = [one for one in runs if one.key not in known]
+    accuracies = {key: float(result[metric]) for key, result in known.items() if metric in result}
+    missing = [one for one in runs if one.key not in accuracies]
     rank_zero_info(f"Degree: {len(runs)} runs, {len(runs) - len(missing)} of them done before.")
     for one in {one.setting: one for one in missing}.values():  # report impossible settings before training
         try:
@@ -237,13 +239,13 @@ def _train_missing(cli: DegreeCLI, runs: list[DegreeRun], folder: Path) -> dict[
     for number, one in enumerate(missing, 1):
         try:
             with silence_logs():
-                accuracy = _measure_accuracy(_write_config(cli, one, folder))
+                accuracy = _measure(_write_config(cli, one, folder))
         except Exception as error:
             outcome = f"failed: {describe_failure(error)}"
         else:
-            outcome = f"accuracy {accuracy:.4f}"
+            outcome = f"{title} {accuracy:.4f}"
             accuracies[one.key] = accuracy
-            known[one.key] = {**one.setting._asdict(), "fold": one.fold, "accuracy": accuracy}
+            known[one.key] = {**one.setting._asdict(), "fold": one.fold, metric: accuracy}
             write_json(folder / RESULTS, known)
         left = len(missing) - number
         minutes = (time.monotonic() - begin) / number * left / 60
@@ -258,12 +260,12 @@ def _write_config(cli: DegreeCLI, one: DegreeRun, folder: Path) -> str:
     return str(path)
 
 
-def _measure_accuracy(config: str) -> float:
-    """Train a run and return the accuracy of its last iterate on the held-out fold."""
+def _measure(config: str) -> float:
+    """Train a run and return the metric of its task for its last iterate on the held-out fold."""
     cli = run(["fit", "--config", config])
     cli.trainer.limit_val_batches = 1.0
     (metrics,) = cli.trainer.validate(cli.model, cli.datamodule, verbose=False)
-    return float(metrics["val/accuracy"])
+    return float(metrics[cli.model.task.monitor[0]])
 
 
 def _read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -271,9 +273,15 @@ def _read_results(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         results: dict[str, dict[str, Any]] = read_json(path, "delete it to start over")
-        return {key: {**result, "accuracy": float(result["accuracy"])} for key, result in results.items()}
+        return {key: _check_result(result) for key, result in results.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{str(path)!r} cannot be read ({error}): delete it to start over") from error
+
+
+def _check_result(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result as it is, whose metric stands beside the setting and the fold."""
+    (metric,) = result.keys() - {*DegreeSetting._fields, "fold"}
+    return {**result, metric: float(result[metric])}
 
 
 # --- what a result depends on
@@ -298,10 +306,10 @@ def _digest_examples(splits: list[Split]) -> dict[str, str]:
     }
 
 
-def _digest_fold(splits: Splits, example_digests: dict[str, str]) -> str:
+def _digest_fold(splits: Splits, example_digests: dict[str, str], data: FewLabelDataModule) -> str:
     """Digest a fold: its examples by split, and all labels that are not hidden."""
-    listed = {
-        name: [[example_digests[i] for i in split.ids], split.ids, [] if name == "unlabeled" else split.labels.tolist()]
-        for name, split in splits.items()
-    }
+    listed = {}
+    for name, split in splits.items():
+        labels = [] if name == "unlabeled" else data.make_targets(split.labels).tolist()
+        listed[name] = [[example_digests[i] for i in split.ids], split.ids, labels]
     return _digest(listed)

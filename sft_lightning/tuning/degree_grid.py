@@ -125,7 +125,7 @@ def choose_setting(results: Mapping[DegreeSetting, Accuracies]) -> tuple[DegreeS
 
 
 def tabulate_results(
-    results: Mapping[DegreeSetting, Accuracies], best: DegreeSetting, chosen: DegreeSetting
+    results: Mapping[DegreeSetting, Accuracies], best: DegreeSetting, chosen: DegreeSetting, metric: str = "accuracy"
 ) -> list[list[str]]:
     """Tabulate the results, header first; settings that are never set have no column.
 
@@ -133,10 +133,11 @@ def tabulate_results(
         results: Accuracies on the folds by setting.
         best: Setting to mark as best.
         chosen: Setting to mark as chosen.
+        metric: Name of the metric.
     """
     names = [name for k, name in enumerate(DegreeSetting._fields) if any(setting[k] is not None for setting in results)]
     number = len(next(iter(results.values())))
-    lines = [[*names, "accuracy", "std_error", *(f"fold_{k}" for k in range(number)), "mark"]]
+    lines = [[*names, metric, "std_error", *(f"fold_{k}" for k in range(number)), "mark"]]
     for setting, accuracies in results.items():
         known = [a for a in accuracies if a is not None]
         summary = [fmean(known), compute_standard_error(known)] if len(known) == number else ["failed", "-"]

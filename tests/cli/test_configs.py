@@ -28,10 +28,12 @@ TEXTS = sorted((CONFIGS / "text").glob("*.yaml"))
 RECORDINGS = sorted((CONFIGS / "audio").glob("*.yaml"))
 MULTI_LABEL = sorted((CONFIGS / "multi_label").glob("*.yaml"))
 SEGMENTATION = sorted((CONFIGS / "segmentation").glob("*.yaml"))
+DISTILLATION = sorted((CONFIGS / "distillation").glob("*.yaml"))
 SHIPPED = sorted(
     [
         *(CONFIGS / "reference").glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml"), *STRATEGIES, *PRETRAINING,
         *TEXTS, *RECORDINGS, *MULTI_LABEL, *SEGMENTATION,
+        *DISTILLATION,
     ]
 )  # fmt: skip
 DATA = sorted((CONFIGS / "data").glob("*semi_supervised.yaml"))
@@ -71,6 +73,10 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
         (folder / "texts.csv").write_text("text,label,split\n" + "\n".join(rows))
         given = ["--data.init_args.source", str(folder / "texts.csv"), "--model.init_args.network", "small_transformer"]
         given += ["--model.init_args.weights", "none"]
+    elif "class_path: DistillModule" in text:
+        data = ["--data=ImageDataModule", f"--data.source={folder}", "--data.image_size=64", "--data.num_workers=0"]
+        assert main(["fit", *data, "--model=FrozenFeatureClassifier", "--run_name=teacher"]) == 0
+        given += ["--model.init_args.teacher", "lightning_logs/teacher/version_0"]
     elif "class_path: SelfDistillation" in text:
         given += ["--model.init_args.strategy.init_args.weights", str(teacher())]
     return given
@@ -80,7 +86,7 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
 ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "decoupled", "self_supervised")]
 ONE_OF_EACH.append(CONFIGS / "semi_supervised" / "freematch.yaml")
 LONG = {*STRATEGIES} - {CONFIGS / "semi_supervised" / f"{name}.yaml" for name in ("fixmatch", "freematch")}
-LONG |= {*SEGMENTATION} - {CONFIGS / "segmentation" / "fixmatch.yaml"}
+LONG |= {*SEGMENTATION} - {CONFIGS / "segmentation" / "segmentation_fixmatch.yaml"}
 LONG |= {*PRETRAINING, *(set(RECORDINGS) - {CONFIGS / "audio" / "audio_softmatch.yaml"})}
 LONG |= {*(CONFIGS / "reference").glob("*resnet50*.yaml"), *(CONFIGS / "reference").glob("*fashion_mnist.yaml")}
 SHORT = ["--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=2", "--trainer.log_every_n_steps=1"]
@@ -211,8 +217,8 @@ def test_data_config_takes_the_place_of_another(
 
 @pytest.mark.parametrize("name", strategies.__all__)
 def test_every_strategy_has_a_config(name: str) -> None:
-    own = [config for config in (*STRATEGIES, *MULTI_LABEL) if f"class_path: {name}" in config.read_text()]
-    assert own
+    configs = (*STRATEGIES, *MULTI_LABEL, *SEGMENTATION)
+    assert any(f"class_path: {name}" in config.read_text() for config in configs)
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda p: p.stem)

@@ -139,3 +139,17 @@ def test_examples_of_no_class_count_toward_the_number_of_labels(tmp_path: Path) 
     data = TextDataModule(str(tmp_path / "texts.csv"), label_separator=";", num_labels=20)
     data.setup("fit")
     assert len(data.splits["labeled"]) == 20  # more than the classes have examples
+
+
+def test_a_held_out_set_needs_training_examples_of_its_classes_not_of_the_set(tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    rows = [("a b", "x", "train"), ("c d", "y;z", "train"), ("e f", "z;x", "test"), ("g h", ";", "test")]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label", "split"), *rows])
+    data = TextDataModule(str(path), label_separator=";", val_size=0)
+    data.setup("fit")
+    assert data.make_targets(data.splits["test"].labels).tolist() == [[1, 0, 1], [0, 0, 0]]
+    with path.open("a", newline="") as file:
+        csv.writer(file).writerow(("i j", "x;w", "test"))
+    with pytest.raises(InputError, match="line 6: no training example has the class 'w' of this test example"):
+        TextDataModule(str(path), label_separator=";", val_size=0).setup("fit")

@@ -167,7 +167,14 @@ def test_adapter_is_scaled_by_alpha_over_rank() -> None:
         ("convnext_atto", 32, "stages.0.blocks.0.mlp.fc1", "stem.0", 24),
         ("mlp", 8, "1.0", "2", 3),
         # These take the weights of their attention past the layers.
-        ("vit_b_16", 32, "encoder.layers.encoder_layer_0.mlp.0", "encoder.layers.encoder_layer_0.self_attention", 24),
+        pytest.param(
+            "vit_b_16",
+            32,
+            "encoder.layers.encoder_layer_0.mlp.0",
+            "encoder.layers.encoder_layer_0.self_attention",
+            24,
+            marks=pytest.mark.slow,  # 3 s
+        ),
         ("swin_t", 32, "features.1.0.mlp.0", "features.1.0.attn.qkv", 27),
         ("timm/eva02_tiny_patch14_224", 28, "blocks.0.attn.proj", "blocks.0.attn.qkv", 36),
     ],

@@ -20,6 +20,7 @@ from torch import Tensor, distributed
 from sft_lightning import (
     AutoencoderModule,
     DecoupledFeatureClassifier,
+    DistillModule,
     FineTuneClassifier,
     ImageDataModule,
     PretrainView,
@@ -230,9 +231,24 @@ def train_decoupled(name: str, devices: int) -> dict[str, Any]:
     return {"state": state(model), "losses": recorder.losses, "metrics": metrics}
 
 
+def train_distilled(folder: Path, devices: int) -> dict[str, Any]:
+    """Train 8 steps from the teacher in the folder; the batch of all processes has 8 and 16 images."""
+    torch.manual_seed(0)
+    model = DistillModule(
+        str(folder / "teacher.ckpt"), feature_weight=1.0, backbone="mlp", num_classes=10, input_spec=SHAPE,
+        optimizer=lambda p: torch.optim.SGD(p, 0.05),
+    )  # fmt: skip
+    data = sample(num_labels=40, batch_size=8 // devices, unlabeled_ratio=2, seed=1, steps_per_epoch=4)
+    recorder = Recorder()
+    run = trainer([recorder], max_epochs=2, **ddp(devices))
+    run.fit(model, data)
+    metrics = {n: float(v) for n, v in run.callback_metrics.items() if n.startswith("val/")}
+    return {"state": state(model), "losses": recorder.losses, "metrics": metrics}
+
+
 def run_decoupled(out: Path) -> dict[str, Any]:
-    """Train all decoupled classifiers."""
-    return {name: train_decoupled(name, 2) for name in DECOUPLED}
+    """Train all decoupled classifiers, and a distilled one."""
+    return {name: train_decoupled(name, 2) for name in DECOUPLED} | {"distilled": train_distilled(out, 2)}
 
 
 def train_semi_supervised(name: str, schedule: Schedule, devices: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor
 from torch.nn import functional as F
@@ -224,6 +224,7 @@ def _scores(logits: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> dict[str, 
     return {
         "loss": float(-np.log(p[np.arange(len(y)), y]).mean()),
         "accuracy": float((predicted == y).mean()),
+        "balanced_accuracy": float(balanced_accuracy_score(y, predicted)),
         "macro_f1": float(f1_score(y, predicted, average="macro")),
         "calibration_error": float(error),
     }

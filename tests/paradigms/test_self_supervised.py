@@ -88,7 +88,7 @@ class Plain:
     [
         *((name, "mlp", {}) for name in sorted(REFERENCES)),
         ("BYOL", "resnet8", {}),
-        ("VICReg", "resnet8", {}),
+        pytest.param("VICReg", "resnet8", {}, marks=pytest.mark.slow),  # 3 s
         ("DINO", "conv", {"local_crops": 2}),
     ],
 )

@@ -14,7 +14,6 @@ from sft_lightning.networks.audio.backbones import SpectrogramEncoder
 from sft_lightning.networks.audio.log_mel import Sound
 from sft_lightning.networks.vision.backbones import Backbone
 from sft_lightning.report.attention import GradCAM, compute_grad_cam, find_last_map
-from sft_lightning.report.evaluation import Predictions
 from sft_lightning.report.metrics import bin_reliability, choose_to_label, compute_calibration_error, project_pca
 from sft_lightning.tasks.classification import Classification
 from sft_lightning.tasks.classification_metrics import wilson
@@ -101,13 +100,13 @@ def test_calibration_error_matches_a_loop_over_the_bins() -> None:
 def test_proposals_for_labeling_are_uncertain_and_diverse() -> None:
     features = torch.tensor([[1.0, 0.0], [0.99, 0.01], [0.0, 1.0], [-1.0, 0.0]])
     logits = torch.tensor([[0.1, 0.0], [0.0, 0.0], [0.2, 0.0], [9.0, 0.0]])
-    pool = Predictions("x", list("abcd"), features, logits, torch.full((4,), -1), Classification(2))
+    entropy, known = Classification(2).uncertainty(logits), torch.tensor([[1.0, 0.02]])
     # Known is near a and b: c and d are far, and d is certain, but the pool is small enough to hold it.
-    assert choose_to_label(pool, torch.tensor([[1.0, 0.02]]), 2) == [3, 2]
+    assert choose_to_label(entropy, features, known, 2) == [3, 2]
     # Of many only the most uncertain are looked at: d is the farthest, yet certain.
-    many = Predictions("x", [], features.repeat(10, 1), logits.repeat(10, 1), torch.full((40,), -1), Classification(2))
-    assert {i % 4 for i in choose_to_label(many, torch.tensor([[1.0, 0.02]]), 1)} == {1}
-    assert {i % 4 for i in choose_to_label(many, torch.tensor([[1.0, 0.02]]), 3)} >= {2}
+    many = entropy.repeat(10), features.repeat(10, 1)
+    assert {i % 4 for i in choose_to_label(*many, known, 1)} == {1}
+    assert {i % 4 for i in choose_to_label(*many, known, 3)} >= {2}
 
 
 def test_pca_matches_the_covariance_and_the_svd() -> None:

@@ -28,7 +28,7 @@ def make_start(folder: Path) -> Start:
     backbone, _ = build_backbone("resnet8", (3, 32, 32))
     path = folder / "w.safetensors"
     write_weights(path, backbone.state_dict(), backbone.describe())
-    return Start(Candidate("resnet8", str(path), 32), backbone.eval(), 1.0)
+    return Start(Candidate("resnet8", str(path), 32), backbone.eval(), 1.0, 1.0)
 
 
 def test_the_better_one_is_named(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from sft_lightning.solver import recipes
-from sft_lightning.solver.deliver import NEXT, choose_next
+from sft_lightning.solver.deliver import NEXT, choose_next, measure_certainty
 from sft_lightning.solver.labels import read_source
 from sft_lightning.solver.recipes import Space
+from sft_lightning.tasks.classification import Classification
 
 
 def test_the_next_labels_are_one_of_each_cluster_of_the_doubtful_half() -> None:
@@ -21,13 +22,15 @@ def test_the_next_labels_are_one_of_each_cluster_of_the_doubtful_half() -> None:
     probabilities = torch.stack([0.9 - doubt, 0.1 + doubt], 1)
     order = torch.randperm(len(x))  # the pool is read in another order
     space = Space("clusters", (), 48, pool=x[order], pool_positions=order)
-    assert sorted(cluster[choose_next(probabilities, space)].tolist()) == list(range(NEXT, 2 * NEXT))
+    chosen = choose_next(measure_certainty(probabilities, Classification(2)), space)
+    assert sorted(cluster[chosen].tolist()) == list(range(NEXT, 2 * NEXT))
 
 
 def test_a_small_pool_is_chosen_as_a_whole_the_most_doubtful_first() -> None:
     space = Space("few", (), 4, pool=torch.randn(7, 3), pool_positions=torch.arange(7))
     first = torch.arange(0.55, 0.9, 0.05)
-    chosen = choose_next(torch.stack([first, 1 - first], 1).flip(0), space)
+    probabilities = torch.stack([first, 1 - first], 1).flip(0)
+    chosen = choose_next(measure_certainty(probabilities, Classification(2)), space)
     assert chosen == [6, 5, 4, 3, 2, 1, 0]
 
 

@@ -10,6 +10,11 @@ import soundfile
 from sft_lightning import solve
 from sft_lightning.__main__ import main
 from sft_lightning.data.open_data import find_modality, open_data
+from sft_lightning.solver import trainings
+from sft_lightning.solver.deliver import deliver
+from sft_lightning.solver.labels import read_source
+from sft_lightning.solver.plan import Plan
+from sft_lightning.solver.trials import Trials
 from sft_lightning.utils.errors import InputError
 from tests.data.audio.recordings import KINDS, RATE, make_sound
 from tests.networks.audio.test_audio_backbones import write_model
@@ -64,6 +69,34 @@ def test_a_published_encoder_is_a_start(workdir: Path, capsys: pytest.CaptureFix
     result = solve("sounds", minutes=0.3, name="mine", candidates=["hf/wav"])
     assert "logistic regression on hf/wav (published)" in result.summary["recipes"]
     assert "features of 45 recordings at 8000 frames from hf/wav" in capsys.readouterr().err
+
+
+def test_trainings_from_random_weights_are_compared(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without the pool, so that the verdict compares like with like; either can be delivered."""
+    truth = write_source(workdir / "sounds", 5, 45)
+    monkeypatch.setattr(trainings, "plan_halving", lambda *rest: (2, 6))
+    monkeypatch.setattr(trainings, "PATIENCE", 1000.0)  # on a busy machine, too
+    source = read_source("sounds", workdir / "out", None, None, 0, "data")
+    tried = Trials(source, Plan(Path("out/plan.json"), source.key, 9.0), "random", Path("out"), lambda line: None)
+    tried.judge_pixels()
+    before = len(tried.results)
+    trainings.judge_trainings(tried)
+    names = [result.recipe.name for result in tried.results[before:]]
+    both = [f"{kind} from random weights (2 steps)" for kind in ("fine-tuning", "SoftMatch")]
+    assert names[:2] == both
+    assert names[2] in {name.replace("(2", "(6") for name in both}
+    softmatch = tried.results[before + 1]
+    assert softmatch.recipe.uses_unlabeled
+    assert not tried.results[before].recipe.uses_unlabeled
+    assert not softmatch.probabilities.isnan().any()
+    assert any("SoftMatch" in path.read_text() for path in Path("lightning_logs/solve/random").rglob("fit.yaml"))
+    space = softmatch.space
+    made = deliver(
+        softmatch.recipe, softmatch.probabilities, softmatch.source, space, "solve/random/model", Path("out")
+    )
+    assert {row["id"] for row in read_rows(Path("out/predictions.csv"))} == {*truth}
+    assert len(made.next_labels) == 20
+    assert made.not_exported == {}
 
 
 def test_what_a_source_holds_decides_how_it_is_read(tmp_path: Path) -> None:

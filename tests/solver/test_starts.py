@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
@@ -51,6 +52,32 @@ def test_networks_of_a_library_get_the_largest_size_that_fits(
         assert start.candidate.image_size == expected
         assert start.seconds == expected * count
     assert starts.load_start(Candidate(str(LIBRARY), "none", 48), source, 0).backbone.input_spec.shape[-1] == 48
+
+
+def test_features_that_are_known_take_no_time(source: LabeledSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further call has time for the start that the first one computed, and for what is new in the folder."""
+    given = FoundStart(Candidate(LIBRARY, str(write_start(Path("weights.safetensors"))), 48), "a file")
+    monkeypatch.setattr(starts, "measure_seconds", lambda network, learns: 100.0)
+
+    def plan_start(source: LabeledSource, minutes: float) -> tuple[trials.Trials, list[starts.Start]]:
+        shutil.rmtree("out", ignore_errors=True)
+        plan = Plan(Path("out/plan.json"), source.key, minutes)
+        tried = trials.Trials(source, plan, "known", Path("out"), lambda line: None)
+        return tried, tried.plan_starts([given])
+
+    tried, chosen = plan_start(source, 9.0)
+    assert not chosen
+    assert "take 47 min" in tried.plan.stages[-1].dropped
+    tried, (start,) = plan_start(source, 900.0)
+    tried.judge_start(start)
+    tried, chosen = plan_start(source, 9.0)
+    assert len(chosen) == 1
+    assert tried.plan.stages[-1].seconds == 0
+    shutil.copy(next(Path("images/train").glob("*/*")), "images/unlabeled/copy.png")  # known by its content
+    changed = min(Path("images/unlabeled").iterdir())
+    Image.open(changed).transpose(Image.Transpose.ROTATE_180).save(changed)
+    tried, chosen = plan_start(read_source("images", Path("out"), None, None, 0, "data"), 900.0)
+    assert tried.plan.stages[-1].seconds == pytest.approx(100, abs=1)
 
 
 def test_networks_of_one_size_keep_it(source: LabeledSource) -> None:

@@ -15,10 +15,10 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from sft_lightning import ImageDataModule, TextDataModule
 from sft_lightning.__main__ import main
+from sft_lightning.data.set_folds import make_set_folds
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.study.baselines import fit_label_spreading, fit_logistic_regression, fit_naive_bayes
 from sft_lightning.study.judge import estimate_accuracy
-from sft_lightning.study.set_folds import make_set_folds
 from sft_lightning.tasks.multi_label import MultiLabel
 from sft_lightning.utils.errors import InputError
 from tests.tasks.helpers import CLASSES, write_images, write_texts

@@ -173,15 +173,10 @@ def test_the_four_commands_know_several_classes(workdir: Path, capsys: pytest.Ca
     assert not moved(*states)
     # What takes one class alone says so, before anything is computed.
     capsys.readouterr()
-    data = [word for word in FIT if word.startswith("--data")]
-    for words in (["degree", *FINE], ["rank", *data, "--candidates=[fasttext]"]):
-        assert main(words) == 2
-        shown = capsys.readouterr().err
-        assert "examples of one class each" in shown
-        assert "label_separator ';' gives" in shown
-    frozen = ["--model=FrozenFeatureClassifier", *[word for word in FIT if "optimizer" not in word]]
+    frozen = ["--model=FrozenFeatureClassifier", "--model.classifier=KNearestNeighbors"]
+    frozen += [word for word in FIT if "optimizer" not in word]
     assert main(["fit", *frozen]) == 2
-    assert "FrozenFeatureClassifier is for classification, and the examples have several" in capsys.readouterr().err
+    assert "KNearestNeighbors takes examples of one class each, and these have several" in capsys.readouterr().err
     assert main(["fit", "--model=DecoupledFeatureClassifier", "--model.feature_loss=SupCon", *FIT]) == 2
     assert "and these have several (label_separator): use FineTuneClassifier" in capsys.readouterr().err
 

@@ -1,7 +1,6 @@
 """Segmentation: losses, metrics, training, strategies, prediction at the size of the image, resuming and refusals."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from sft_lightning import ColorView, FineTuneClassifier, SegmentationDataModule, SemiSupervisedModule
 from sft_lightning.__main__ import main
 from sft_lightning.data.batches import Cut, Unlabeled
+from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.vision.images import Geometry, place_box
-from sft_lightning.losses.unlabeled import FixMatch, FreeMatch, MeanTeacher
+from sft_lightning.data.vision.segmentation_views import SegmentationViews
+from sft_lightning.data.vision.views import WeakView
+from sft_lightning.losses.unlabeled import FixMatch, FreeMatch, MeanTeacher, UniMatch, UniMatchV2
 from sft_lightning.losses.unlabeled.base import Outputs, StrategyContext, StrategyInputs
+from sft_lightning.networks.vision.backbones import build_backbone
+from sft_lightning.networks.vision.pyramid import collect_maps
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.tasks.segmentation import Segmentation
 from sft_lightning.training.callbacks.vision import pixel_predictions
 from sft_lightning.training.callbacks.vision.mask_predictions import classify_pixels
 from sft_lightning.utils.errors import InputError
-from tests.conftest import CONFIGS
 from tests.paradigms.helpers import Recorder, moved, trainer
 from tests.scenes import make_scene, write_scenes
 
@@ -87,6 +91,11 @@ def test_metrics_equal_a_plain_implementation() -> None:
         assert found[f"iou_{c}"] == pytest.approx(ious[c], abs=1e-6)
     assert found["mean_iou"] == pytest.approx(np.mean(ious), abs=1e-6)
     assert found["mean_dice"] == pytest.approx(np.mean(dices), abs=1e-6)
+    assert 0 <= found["boundary_f1"] <= 1
+    known = torch.from_numpy(truth.ravel() >= 0)
+    flat = logits.permute(0, 2, 3, 1).reshape(-1, 5).softmax(1)[known]
+    error = multiclass_calibration_error(flat, torch.from_numpy(truth.ravel())[known], 5, n_bins=15)
+    assert found["calibration_error"] == pytest.approx(error.item(), abs=1e-6)
     assert found["pixel_accuracy"] == pytest.approx((truth == guess)[truth >= 0].mean(), abs=1e-6)
     assert found["loss"] == pytest.approx(F.cross_entropy(logits, y, ignore_index=-1).item(), rel=1e-5)
     y[:], logits[:, 1] = 1, 100.0
@@ -103,16 +112,18 @@ def module(folder: Path, **settings: Any) -> SegmentationDataModule:
     return SegmentationDataModule(str(folder), **{**fixed, **settings})
 
 
-def test_what_is_said_of_an_image_counts_its_known_pixels() -> None:
+def test_what_is_said_of_an_image_counts_its_known_pixels(tmp_path: Path) -> None:
     logits, y = draw()
     task, names = Segmentation(4), ["sky", "road", "tree", "car"]
     decided = task.decide(logits)
     for i in range(len(y)):
         known = y[i] >= 0
-        right, p = decided[i][known] == y[i][known], logits[i].double().softmax(0)
+        p, guess = logits[i].double().softmax(0), decided[i].where(known, -1)
+        pairs = [(guess == c, y[i] == c) for c in range(4)]
+        ious = [float((a & b).sum() / (a | b).sum()) for a, b in pairs if (a | b).any()]
         loss = -p.log().gather(0, y[i].clamp_min(0)[None])[0][known].mean()
         assert task.example_losses(logits, y)[i].item() == pytest.approx(loss.item(), rel=1e-5)
-        assert task.example_scores(logits, y)[i].item() == pytest.approx(right.double().mean().item())
+        assert task.example_scores(logits, y)[i].item() == pytest.approx(np.mean(ious))
         entropy = -(p * p.log()).sum(0).mean() / np.log(4)
         assert task.uncertainty(logits)[i].item() == pytest.approx(entropy.item(), rel=1e-5)
         assert task.confidence(logits)[i].item() == pytest.approx(p.max(0).values.mean().item(), rel=1e-5)
@@ -122,9 +133,19 @@ def test_what_is_said_of_an_image_counts_its_known_pixels() -> None:
     assert task.describe_mistake(torch.empty(0), target.clamp_min(0), target, names) == "all pixels right"
     assert task.agrees(logits, logits + 1, torch.zeros(())).all()
     assert not task.agrees(logits, -logits, torch.zeros(())).any()
+    near = torch.tensor([1.0, 1.01, 0.0, 0.0]).view(1, 4, 1, 1)  # a tie but for rounding
+    swapped = near[:, [1, 0, 2, 3]]
+    assert task.agrees(swapped, near, torch.full_like(near, 0.02)).all()
+    assert not task.agrees(swapped, near, torch.full_like(near, 0.005)).any()
     shares: dict[int, float] = {}
-    code = "\n".join(task.format_code(None)).replace("print(", "shares.update(")
-    exec(code, {"np": np, "logits": logits.numpy(), "shares": shares})  # noqa: S102 # our own lines
+    code = (
+        "\n".join(task.format_code(None))
+        .replace("print(", "shares.update(")
+        .replace("mask.png", str(tmp_path / "m.png"))
+    )
+    exec(code, {"np": np, "Image": Image, "logits": logits.numpy(), "shares": shares})  # noqa: S102 # our own lines
+    with Image.open(tmp_path / "m.png") as mask:
+        assert np.array_equal(np.asarray(mask), decided[0].numpy())
     assert shares == {k: pytest.approx((decided[0] == k).double().mean().item()) for k in range(4)}
 
 
@@ -192,6 +213,65 @@ def test_pseudo_labels_of_pixels_follow_cutmix_and_leave_out_the_border() -> Non
     target[1, :, :2, :3], counted[1, :2, :3] = target[0, :, :2, :3].clone(), counted[0, :2, :3].clone()
     each = (strong.softmax(1) - target).square().mean(1)
     assert teacher.loss(step).loss.item() == pytest.approx((each * counted).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [UniMatch(0.5, 0.3, 0.25), UniMatchV2(0.5)])
+def test_unimatch_by_hand(strategy: UniMatch | UniMatchV2) -> None:
+    model = semi(strategy)
+    model.average.eval()  # type: ignore[union-attr]
+    made = torch.Generator().manual_seed(0)
+    raw = RawBatch(torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=made), None, torch.arange(4), 7)
+    views = SegmentationViews((3, 32, 32), WeakView(crop_padding=8), ColorView(cutmix=1.0))
+    batch = views.make_unlabeled(raw, strategy.views)
+    assert batch.cut is not None
+    assert batch.cut_2 is not None
+    assert not torch.equal(batch.cut.inside, batch.cut_2.inside)
+    assert batch.outside is not None
+    assert batch.outside.any()
+
+    def compute(x: Tensor, scales: list[Tensor] | None = None) -> Tensor:
+        maps = collect_maps(model.backbone.net, model.backbone.decoder.levels, x)  # type: ignore[arg-type, union-attr]
+        if scales is not None:
+            maps = [m * s[:, :, None, None] for m, s in zip(maps, scales, strict=True)]
+        logits: Tensor = model.head(model.backbone.decoder(maps, (32, 32)))  # type: ignore[operator]
+        return logits
+
+    def cross_entropy(logits: Tensor, y: Tensor, weight: Tensor, cut: Cut | None) -> Tensor:
+        weight = weight * ~batch.outside  # type: ignore[operator]
+        labels, weights = y.clone(), weight.clone()
+        for i, partner in enumerate([] if cut is None else cut.order.tolist()):
+            inside = cut.inside[i]  # type: ignore[union-attr]
+            labels[i][inside], weights[i][inside] = y[partner][inside], weight[partner][inside]
+        each = -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+        return (each * weights).mean()
+
+    model.train()
+    seed = torch.Generator().manual_seed(batch.seed)
+    channels = [level.channels for level in model.backbone.decoder.levels]  # type: ignore[union-attr]
+    if isinstance(strategy, UniMatch):
+        p, label = compute(batch.weak).softmax(1).max(1)
+        scales = [(torch.rand(4, c, generator=seed) >= 0.25) / 0.75 for c in channels]
+        parts = [0.3 * cross_entropy(compute(batch.weak, scales), label, (p >= 0.5).float(), None)]
+        for x, cut in ((batch.strong, batch.cut), (batch.strong_2, batch.cut_2)):
+            parts.append(0.35 * cross_entropy(compute(x), label, (p >= 0.5).float(), cut))  # type: ignore[arg-type]
+    else:
+        p, label = model.average(batch.weak).softmax(1).max(1)  # type: ignore[misc]
+        whole = torch.randperm(4, generator=seed)[:2]
+        firsts = [2.0 * (torch.rand(4, c, generator=seed) < 0.5) for c in channels]
+        for first in firsts:
+            first[whole] = 1
+        logits = compute(torch.cat([batch.strong, batch.strong_2]), [torch.cat([one, 2 - one]) for one in firsts])  # type: ignore[list-item]
+        parts = [
+            0.5 * cross_entropy(logits[:4], label, (p >= 0.5).float(), batch.cut),
+            0.5 * cross_entropy(logits[4:], label, (p >= 0.5).float(), batch.cut_2),
+        ]
+    student = None if strategy.student is None else model.outputs(batch.strong)
+    result = strategy.loss(StrategyInputs(model, batch, student, None, None))  # type: ignore[arg-type]
+    assert result.loss.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-4)
+    assert 0 < (p >= 0.5).float().mean() < 1
+    plain, _ = build_backbone("resnet8", (3, 32, 32))
+    with pytest.raises(InputError, match=r"'resnet8' has no maps whose channels"), plain.scale_maps(torch.zeros):
+        pass
 
 
 def semi(strategy: Any, **settings: Any) -> SemiSupervisedModule:
@@ -266,18 +346,11 @@ def test_the_four_commands_know_masks(workdir: Path, capsys: pytest.CaptureFixtu
     # What takes one class for each example says so, before anything is computed.
     capsys.readouterr()
     model = ["--model=FineTuneClassifier", *FIT]
-    for words in (["report", str(run)], ["export", str(run)]):
-        assert main(words) == 2
-        assert "classifies pixels, which only fit, validate, test and predict take" in capsys.readouterr().err
-    for words in (["audit", *model], ["degree", *model], ["rank", *DATA, "--candidates=[resnet8]"]):
+    assert main(["rank", "--data=ImageDataModule", "--data.source=sample", f"--candidates=[{{weights: {run}}}]"]) == 2
+    assert "classifies pixels, and classes of examples are needed" in capsys.readouterr().err
+    for words in (["degree", *model], ["rank", *DATA, "--candidates=[resnet8]"]):
         assert main(words) == 2
         assert "SegmentationDataModule gives masks: use FineTuneClassifier" in capsys.readouterr().err
-    settings = {"model.init_args.backbone": "resnet8", "model.init_args.weights": "none", "data.init_args.source": "d"}
-    stage = {"config": [str(CONFIGS / "segmentation/segmentation_fine_tune.yaml")], "options": settings}
-    study = {"name": "masks", "budgets": [8], "seeds": [0], "methods": {"labels_only": [stage]}}
-    Path("study.yaml").write_text(json.dumps(study))  # which YAML reads, too
-    assert main(["study", "--config", "study.yaml"]) == 2
-    assert "study takes classes of examples, and SegmentationDataModule gives masks" in capsys.readouterr().err
     assert main(["solve", "d"]) == 2
     assert "holds images and masks: use SegmentationDataModule" in capsys.readouterr().err
     frozen = ["--model=FrozenFeatureClassifier", *[word for word in FIT if "optimizer" not in word]]
@@ -290,13 +363,15 @@ def test_the_four_commands_know_masks(workdir: Path, capsys: pytest.CaptureFixtu
     assert "gives no views for pre-training: give the images to ImageDataModule" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("strategy", ["FixMatch", "MeanTeacher"])
+@pytest.mark.parametrize(
+    "strategy", ["FixMatch", "MeanTeacher", "UniMatch", pytest.param("UniMatchV2", marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_ends_the_same_to_the_bit(strategy: str, workdir: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_scenes(Path("d"), 40, 30)
     words = ["--model=SemiSupervisedModule", f"--model.strategy={strategy}", "--model.ema_decay=0.9", *FIT]
     words += ["--model.warmup_steps=0", "--model.ramp_steps=0", "--data.num_labels=8", "--data.steps_per_epoch=4"]
     words += ["--data.strong_view.cutmix=0.5", "--model.control=true"]
-    if strategy == "FixMatch":
+    if strategy != "MeanTeacher":
         words += ["--model.strategy.threshold=0.5"]
     assert main(["fit", *words, "--trainer.max_epochs=1", "--run_name=half"]) == 0
     assert "Control: not trained, because it compares how many examples are right" in caplog.text

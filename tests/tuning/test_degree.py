@@ -61,7 +61,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         trained.append(Path(config).read_text())
         return 0.5 + sum(trained[-1].encode()) % 100 / 1000
 
-    monkeypatch.setattr(module, "_measure_accuracy", made_up)
+    monkeypatch.setattr(module, "_measure", made_up)
     return trained
 
 
@@ -178,7 +178,7 @@ def test_an_interrupted_command_repeats_no_run(workdir: Path, monkeypatch: pytes
     assert degree() == 0
     whole = {name: (FOLDER / name).read_bytes() for name in ("degree.json", "degree.csv", "fit.yaml")}
     shutil.rmtree("lightning_logs")
-    real, started = module._measure_accuracy, 0
+    real, started = module._measure, 0
 
     def stops(config: str) -> float:
         nonlocal started
@@ -187,7 +187,7 @@ def test_an_interrupted_command_repeats_no_run(workdir: Path, monkeypatch: pytes
             raise KeyboardInterrupt
         return real(config)
 
-    monkeypatch.setattr(module, "_measure_accuracy", stops)
+    monkeypatch.setattr(module, "_measure", stops)
     with pytest.raises(KeyboardInterrupt):
         degree()
     assert len(results()) == 3
@@ -326,7 +326,7 @@ def test_the_table_and_the_config_name_the_choice(
 ) -> None:
     made_up = {"head": [0.7, 0.75, 0.8], "all": [0.6, 0.8, 0.9]}  # the second is better by less than its error
     left = [*made_up["head"], *made_up["all"]]
-    monkeypatch.setattr(module, "_measure_accuracy", lambda config: left.pop(0))
+    monkeypatch.setattr(module, "_measure", lambda config: left.pop(0))
     assert degree("--degree.folds=3") == 0
     head, everything = table(FOLDER / "degree.csv")
     assert [(row["depth"], row["backbone_lr_scale"]) for row in (head, everything)] == [("head", "-"), ("all", "0.5")]
@@ -375,7 +375,7 @@ def test_a_run_that_fails_stops_no_other(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return 1.0 if "tune: head" in text else 0.5
 
-    monkeypatch.setattr(module, "_measure_accuracy", fails)
+    monkeypatch.setattr(module, "_measure", fails)
     with caplog.at_level("INFO"):
         assert degree() == 0
     assert "Run 2 of 4: depth head, fold 1: failed: CUDA out of memory.; 2 left" in caplog.text
@@ -389,7 +389,7 @@ def test_a_run_that_fails_stops_no_other(
     def wrong(config: str) -> float:
         raise TypeError("a mistake in the program")
 
-    monkeypatch.setattr(module, "_measure_accuracy", wrong)
+    monkeypatch.setattr(module, "_measure", wrong)
     with pytest.raises(TypeError):
         degree()
 

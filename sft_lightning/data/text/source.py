@@ -150,7 +150,7 @@ class TextSource(Source):
         self._findings += check_groups(where, Counter(row.group for row in rows if row.group), places)
         placed = [Placed(self._locate(row), row.id, row.label, row.split, row.group) for row in rows]
         refuse_straddling(where, placed)
-        refuse_untrained(where, placed)
+        refuse_untrained(where, placed, self._separator)
 
     # --- examples
 

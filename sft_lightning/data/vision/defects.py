@@ -43,7 +43,8 @@ class DefectCoding(MaskCoding):
         """
         if path.suffix.lower() in (".jpg", ".jpeg"):
             raise OSError("it is a JPEG, which does not keep values: save masks as PNG")
-        return (read_values(path, by_color=True) != 0).astype(np.int16)
+        mask: npt.NDArray[np.int16] = (read_values(path, by_color=True) != 0).astype(np.int16)
+        return mask
 
 
 _CODING = DefectCoding(("normal", "defect"), {}, by_color=True)

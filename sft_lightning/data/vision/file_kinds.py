@@ -6,6 +6,7 @@ import stat
 
 from sft_lightning.data.bad_examples import UNREADABLE
 from sft_lightning.data.listed_files import FileKind, is_system_folder as is_system_folder
+from sft_lightning.data.vision.dicom import EXTENSIONS as DICOM, has_dicom_content
 from sft_lightning.data.vision.image_files import open_image_file
 
 # Files with these extensions are read as images, and refused if they are broken.
@@ -13,13 +14,13 @@ EXTENSIONS = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif",
     ".jfif", ".jpe", ".pjpeg", ".pjp", ".mpo", ".apng", ".dib", ".ico", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm",
     ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga", ".icb", ".vda", ".vst", ".qoi", ".pcx",
-    ".sgi", ".ras", ".dds",
+    ".sgi", ".ras", ".dds", *DICOM,
 )  # fmt: skip
 # Formats that Pillow cannot open, or of which it would open only a thumbnail.
 UNSUPPORTED = (
     ".heic", ".heif", ".hif", ".jxl", ".jxr", ".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2",
-    ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".kdc", ".dcr", ".mrw", ".erf", ".rwl", ".dcm",
-    ".dicom", ".nii", ".svs", ".ndpi", ".mrxs", ".svg", ".eps", ".ai",
+    ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".kdc", ".dcr", ".mrw", ".erf", ".rwl", ".nii",
+    ".svs", ".ndpi", ".mrxs", ".svg", ".eps", ".ai",
 )  # fmt: skip
 # Files that often accompany images, and are not opened to find out what they are: there may be 100,000 annotations.
 _OTHERS = {
@@ -56,7 +57,7 @@ def has_image_content(path: str) -> bool:
     except UNREADABLE:
         return False
     is_webp, is_avif = head[:4] == b"RIFF" and head[8:12] == b"WEBP", head[4:12] in (b"ftypavif", b"ftypavis")
-    return head.startswith(_SIGNATURES) or is_webp or is_avif
+    return head.startswith(_SIGNATURES) or is_webp or is_avif or has_dicom_content(path)
 
 
 IMAGES = FileKind("image", "an image", EXTENSIONS, UNSUPPORTED, "convert them to JPEG or PNG", has_image_content)

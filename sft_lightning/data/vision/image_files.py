@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TextIO
 from PIL import Image, UnidentifiedImageError
 
 from sft_lightning.data.bad_examples import UNREADABLE, check_file, describe_read_error, show_path
+from sft_lightning.data.vision.dicom import WINDOW
 from sft_lightning.data.vision.value_ranges import ValueFacts, measure_values
 from sft_lightning.utils.atomic import hold_lock
 from sft_lightning.utils.progress_lines import LoggedProgress
@@ -205,6 +206,7 @@ class ImageFacts(NamedTuple):
         values: Values of an image of more than 8 bits, if requested.
         brightest: Largest value, of 255, of a color image of 16 bits per channel, if requested.
         has_pages: Whether the file is a TIFF of more than one image.
+        window: Values that the file states to be black and white, if requested.
     """
 
     width: int
@@ -212,6 +214,7 @@ class ImageFacts(NamedTuple):
     values: ValueFacts | None
     brightest: int | None = None
     has_pages: bool = False
+    window: tuple[float, float] | None = None
 
 
 @dataclass
@@ -225,6 +228,7 @@ class FileFacts:
         not_finite: Paths of images with NaN or infinite values.
         paged: Paths of TIFFs of more than one image, of which only the first is read.
         brightest: Largest value, of 255, of the color images of 16 bits per channel; None without such images.
+        windows: Black and white as images of more than 8 bits state them, None for those that do not, where measured.
     """
 
     count: int = 0
@@ -233,6 +237,7 @@ class FileFacts:
     not_finite: list[str] = field(default_factory=list)
     paged: list[str] = field(default_factory=list)
     brightest: int | None = None
+    windows: set[tuple[float, float] | None] = field(default_factory=set)
 
     def add(self, path: Path, facts: ImageFacts) -> None:
         """Add the facts of one image.
@@ -249,6 +254,7 @@ class FileFacts:
             self.paged.append(show_path(path))
         if facts.values is not None:
             self.values.append(facts.values)
+            self.windows.add(facts.window)
             if not facts.values.is_finite:
                 self.not_finite.append(show_path(path))
 
@@ -323,14 +329,13 @@ def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode:
                     brightest = max(high for _, high in image.getextrema()[:3])  # type: ignore[misc]
                 elif wants:
                     values = measure_values(image)
-        return ImageFacts(*image.size, values, brightest, _has_pages(image))
+        return ImageFacts(*image.size, values, brightest, _has_pages(image), image.info.get(WINDOW))
 
 
 def _has_pages(image: Image.Image) -> bool:
-    try:
+    with suppress(Exception):  # a damaged later page, which is not read
         return image.format == "TIFF" and int(getattr(image, "n_frames", 1)) > 1
-    except Exception:  # a damaged later page, which is not read
-        return True
+    return True
 
 
 def _is_sound(path: Path, image: Image.Image) -> bool:

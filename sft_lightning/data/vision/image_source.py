@@ -1,6 +1,10 @@
 """What a source of images knows beside its classes."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from sft_lightning.data.source import Source
+from sft_lightning.data.vision.dicom import find_patients
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
 
 
@@ -14,6 +18,10 @@ class ImageSource(Source):
 
     image_shape: tuple[int, int, int] | None = None
     value_ranges: ValueRanges = UNKNOWN
+
+    def find_groups(self, paths: Sequence[Path]) -> list[str] | None:
+        """Return the patient of each DICOM file."""
+        return find_patients(paths)
 
 
 def find_image_shape(source: Source) -> tuple[int, int, int] | None:

@@ -38,23 +38,32 @@ def make_coding(
     colors = check_colors(class_colors) if class_colors is not None else colors
     if colors is not None:
         known = [name for name in colors if name != IGNORE]
-        ordered = _order(class_names, known, "class_colors" if class_colors is not None else "classes.csv")
+        ordered = order_names(class_names, known, "class_colors" if class_colors is not None else "classes.csv")
         numbers = {
             pack_color(color): IGNORED if name == IGNORE else ordered.index(name) for name, color in colors.items()
         }
         palette = {ordered.index(name): colors[name] for name in known}
-        return _checked(MaskCoding(tuple(ordered), numbers, True, ignore_index, palette), folder)
+        return check_count(MaskCoding(tuple(ordered), numbers, True, ignore_index, palette), folder)
     if names is not None:
-        ordered = _order(class_names, names, "classes.txt")
+        ordered = order_names(class_names, names, "classes.txt")
         numbers = {value: ordered.index(name) for value, name in enumerate(names)}
     else:
         ordered = [*class_names] if class_names is not None else _count_classes(masks, ignore_index)
         numbers = {value: value for value in range(len(ordered))}
-    return _checked(MaskCoding(tuple(ordered), numbers, False, ignore_index), folder)
+    return check_count(MaskCoding(tuple(ordered), numbers, False, ignore_index), folder)
 
 
-def _order(class_names: Sequence[str] | None, known: Sequence[str], where: str) -> list[str]:
-    """Return the names in the order of the user, or of the data; classes that the data lacks may be among them."""
+def order_names(class_names: Sequence[str] | None, known: Sequence[str], where: str) -> list[str]:
+    """Return the names in the order of the user, or of the data; classes that the data lacks may be among them.
+
+    Args:
+        class_names: Names in the order of the user; None for that of the data.
+        known: Names that the data has.
+        where: What names them, for messages.
+
+    Raises:
+        InputError: The user left one out.
+    """
     if class_names is None:
         return [*known]
     for name in known:
@@ -66,7 +75,16 @@ def _order(class_names: Sequence[str] | None, known: Sequence[str], where: str) 
     return [*class_names]
 
 
-def _checked(coding: MaskCoding, folder: Path) -> MaskCoding:
+def check_count(coding: MaskCoding, folder: Path) -> MaskCoding:
+    """Return a coding after checking that it has two classes or more, of different names.
+
+    Args:
+        coding: Coding of masks.
+        folder: Source, for messages.
+
+    Raises:
+        InputError: A name is there twice, or there are too few or too many classes.
+    """
     names = coding.class_names
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

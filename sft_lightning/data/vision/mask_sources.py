@@ -26,7 +26,7 @@ from sft_lightning.data.vision.masks import MaskCoding
 from sft_lightning.utils.errors import InputError
 
 HAS_MASK = "mask"  # name of the only label: an example has a mask, label 0, or none, label -1
-_EXPECTED = "images/a.jpg with masks/a.png, or train/images/a.jpg with train/masks/a.png"
+EXPECTED = "images/a.jpg with masks/a.png, or train/images/a.jpg with train/masks/a.png"
 
 
 class MaskSource(ImageSource):
@@ -62,42 +62,16 @@ class MaskSource(ImageSource):
         self.class_names = self.coding.class_names
 
 
-def open_mask_source(
-    name: str,
-    root: str = "data",
-    skip: bool = False,
-    class_names: Sequence[str] | None = None,
-    class_colors: Mapping[str, Sequence[int]] | None = None,
-    ignore_index: int = 255,
-) -> MaskSource:
-    """Open a source of images with masks.
-
-    Args:
-        name: Folder with `images` and `masks`, or a `.csv` or `.parquet` table.
-        root: Second folder that the files of a table may be in.
-        skip: Whether files that a table lists may be missing.
-        class_names: Names of the classes in the order of their numbers; None for those of the data.
-        class_colors: Color of each class in the masks; None where they hold numbers.
-        ignore_index: Value of pixels that are not counted.
-
-    Raises:
-        InputError: The source does not exist, or holds no usable image.
-    """
-    path, settings = Path(name), (class_names, class_colors, ignore_index)
-    if path.suffix.lower() in (".csv", ".parquet"):
-        return MaskTable(path, root, skip, *settings)
-    if path.is_dir():
-        return MaskFolder(path, *settings)
-    raise InputError(
-        f"source {name!r} is neither a folder nor a .csv or .parquet table that exists: give a folder with {_EXPECTED}"
-    )
-
-
 class MaskFolder(MaskSource):
     """Folder with `images` and `masks` of the same names, or folders train, val, test and unlabeled of such.
 
     Splits may also lie inside, as in `images/train` with `masks/train`. An image without a mask is unlabeled.
+
+    Attributes:
+        targets: Name of the folder beside `images` that holds the masks.
     """
+
+    targets: ClassVar[str] = "masks"
 
     def __init__(
         self,
@@ -132,7 +106,7 @@ class MaskFolder(MaskSource):
                         f"{str(path / 'unlabeled')!r}"
                     )
         if not any(self._pairs.values()):
-            raise InputError(f"folder {self.name!r} holds no image with a mask: expected {_EXPECTED}")
+            raise InputError(f"folder {self.name!r} holds no image with a mask: expected {EXPECTED}")
         self.messages = self._ignored.describe(self.name)
         self.use_classes(path, class_names, class_colors, ignore_index)
 
@@ -158,13 +132,32 @@ class MaskFolder(MaskSource):
             files.setdefault(os.path.splitext(name)[0], []).append(Path(path))
         return files
 
+    def list_masks(self, folder: Path) -> dict[str, list[Path]]:
+        """Return the files of masks by their names without extension.
+
+        Args:
+            folder: Folder of the masks.
+        """
+        return self._list(folder)
+
+    def make_storage(self, paths: list[Path], ids: list[str], masks: list[Path | None]) -> MaskedImages:
+        """Return the storage of the images of a split.
+
+        Args:
+            paths: Paths of the images.
+            ids: Names of the images.
+            masks: Path of each mask, or None.
+        """
+        return MaskedImages(paths, ids, masks, self.coding)
+
     def _add(self, split: str, images: dict[str, list[Path]], folder: Path) -> None:
-        masks = self._list(folder / "masks") if (folder / "masks").is_dir() else {}
+        masks = self.list_masks(folder / self.targets) if (folder / self.targets).is_dir() else {}
         self._match(split, images, masks, folder)
 
     def _add_inner(self, images: dict[str, list[Path]]) -> None:
         """Add the images of the folder itself, in the splits that the folders inside `images` mean."""
-        masks = self._list(self.path / "masks") if (self.path / "masks").is_dir() else {}
+        own = self.path / self.targets
+        masks = self.list_masks(own) if own.is_dir() else {}
         splits = {stem: split_of_name(stem.split("/")[0]) if "/" in stem else None for stem in {**images, **masks}}
         are_splits = all(splits.values())
         for split in SPLITS:
@@ -203,7 +196,7 @@ class MaskFolder(MaskSource):
             if pairs := self._pairs.get(split):
                 paths, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
                 ids = [relative(path, self.path) for path in paths]
-                parts[split] = Examples(MaskedImages(paths, ids, masks, self.coding), ids, _labels(masks))
+                parts[split] = Examples(self.make_storage(paths, ids, masks), ids, make_labels(masks))
         return parts
 
 
@@ -275,9 +268,14 @@ class MaskTable(ManifestSource, MaskSource):
             assert isinstance(part.storage, FileImages)
             masks = [file_of.get(name) if split != "unlabeled" else None for name in part.ids]
             stored = MaskedImages(part.storage.paths, part.storage.ids, masks, self.coding)
-            parts[split] = Examples(stored, part.ids, _labels(masks), part.groups)
+            parts[split] = Examples(stored, part.ids, make_labels(masks), part.groups)
         return parts
 
 
-def _labels(masks: Sequence[Path | None]) -> Tensor:
+def make_labels(masks: Sequence[Path | None]) -> Tensor:
+    """Return 0 for each image with a mask and -1 for others, int64, (N,).
+
+    Args:
+        masks: Path of each mask, or None.
+    """
     return torch.tensor([-1 if mask is None else 0 for mask in masks], dtype=torch.long)

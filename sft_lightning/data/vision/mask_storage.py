@@ -83,13 +83,13 @@ class MaskedImages(FileImages):
         return {"image": image, "mask": torch.from_numpy(cut_mask(mask, size, box))}
 
     def read_mask(self, index: int) -> npt.NDArray[np.int16] | None:
-        """Read the mask of an image as numbers of classes, int16, (H, W); None where it has none.
+        """Read the mask of an image as numbers of classes, int16, (H, W), -1 is not counted; None where it has none.
 
         Args:
             index: Position of the image.
 
         Raises:
-            OSError: It cannot be decoded.
+            OSError: It cannot be read, or has a value that no class has.
         """
         path = self.masks[index]
         return None if path is None else self.coding.read(path)
@@ -107,19 +107,37 @@ class MaskedImages(FileImages):
         return cls(paths, ids, masks, codings[0])
 
     def digest(self) -> str:
-        """Compute the SHA-256 of names and contents of images and masks."""
-        return combine_digests([("images", super().digest().encode()), ("masks", self._digest_masks().encode())])
+        """Compute the SHA-256 of names and contents of images and masks, and of what the masks mean."""
+        meaning = repr((self.coding.class_names, sorted(self.coding.numbers.items()), self.coding.ignore_index))
+        pieces = {"images": super().digest(), "masks": self._digest_masks(), "classes": meaning}
+        return combine_digests([(name, content.encode()) for name, content in pieces.items()])
 
     def _digest_masks(self) -> str:
         with_mask = [i for i, mask in enumerate(self.masks) if mask is not None]
-        digests = digest_files([mask for mask in self.masks if mask is not None])
-        return combine_digests(sorted(zip([self.ids[i] for i in with_mask], digests, strict=True)))
+        return combine_digests(sorted(zip([self.ids[i] for i in with_mask], self.digest_each(with_mask), strict=True)))
+
+    def find_problem(self, index: int) -> str | None:
+        """Return why the mask of an image that has one cannot be used, as a clause that names it, or None.
+
+        Args:
+            index: Position of the image.
+        """
+        path = self.masks[index]
+        assert path is not None
+        return find_mask_problem(self.paths[index], path, self.coding)
+
+    def digest_each(self, indices: Sequence[int]) -> list[bytes | None]:
+        """Compute the SHA-256 of the masks of images that have one; None for one that is gone.
+
+        Args:
+            indices: Positions of the images.
+        """
+        return digest_files([mask for i in indices if (mask := self.masks[i]) is not None])
 
     def contents(self, indices: Iterable[int]) -> list[bytes]:
         """Compute the SHA-256 of each image with its mask; `fingerprints` are of the images alone."""
         chosen = list(indices)
-        masks = digest_files([mask for i in chosen if (mask := self.masks[i]) is not None])
-        found = iter(masks)
+        found = iter(self.digest_each([i for i in chosen if self.masks[i] is not None]))
         return [
             hashlib.sha256(image + (next(found) or b"")).digest() if self.masks[i] is not None else image
             for i, image in zip(chosen, self.fingerprints(chosen), strict=True)
@@ -131,28 +149,27 @@ class MaskedImages(FileImages):
         reasons = super().unreadable(order, measures)
 
         def check(i: int) -> str | None:
-            mask = self.masks[i]
-            return None if mask is None or i in reasons else find_mask_problem(self.paths[i], mask, self.coding)
+            return None if self.masks[i] is None or i in reasons else self.find_problem(i)
 
         with ThreadPoolExecutor(max_workers=_THREADS) as pool:
             found = dict(zip(order, pool.map(check, order), strict=True))
         return reasons | {i: reason for i, reason in found.items() if reason is not None}
 
-    def count_pixels(self, indices: Iterable[int]) -> Tensor:
-        """Count the pixels of each class in some masks, as the files have them, int64, (num_classes,).
+    def count_classes(self, indices: Sequence[int]) -> Tensor:
+        """Count the pixels of each class in some masks, as the files have them, int64, (N, num_classes).
 
         Args:
-            indices: Positions of the images; those without a mask or with an unreadable one count for nothing.
+            indices: Positions of the images; those without a mask or with an unreadable one have no pixels.
         """
-        paths = [mask for i in indices if (mask := self.masks[i]) is not None]
         count = len(self.coding.class_names)
 
-        def of_one(path: Path) -> npt.NDArray[np.int64]:
+        def of_one(i: int) -> npt.NDArray[np.int64]:
             try:
-                mask = self.coding.read(path)
+                mask = self.read_mask(i)
             except OSError:
-                return np.zeros(count, dtype=np.int64)
-            return np.bincount(mask[mask >= 0].ravel(), minlength=count)
+                mask = None
+            return np.bincount([] if mask is None else mask[mask >= 0].ravel(), minlength=count)
 
         with ThreadPoolExecutor(max_workers=_THREADS) as pool:
-            return torch.from_numpy(sum(pool.map(of_one, paths), np.zeros(count, dtype=np.int64)))
+            counts = [*pool.map(of_one, indices)]
+        return torch.from_numpy(np.array(counts, dtype=np.int64).reshape(len(indices), count))

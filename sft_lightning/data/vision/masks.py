@@ -13,6 +13,8 @@ from sft_lightning.data.vision.image_files import open_image_file
 from sft_lightning.data.vision.images import place_box
 
 IGNORED = -1  # number of a pixel that neither loss nor metric counts, whatever files call it
+MASK_PROBLEM = "its mask"  # how the sentence about a mask begins, and what it says of a size and of a value
+WRONG_SIZE, WRONG_VALUE = "give both one size", "it has the "
 MOST_CLASSES = 2**15 - 1  # that int16 holds
 Color = tuple[int, int, int]
 _INDEX_MODES = ("1", "L", "P", "I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -134,13 +136,11 @@ def find_mask_problem(image: Path, mask: Path, coding: MaskCoding) -> str | None
     try:
         height, width = coding.read(mask).shape
     except OSError as error:
-        return f"its mask '{name}' is refused ({str(error).strip()})"
+        return f"{MASK_PROBLEM} '{name}' is refused ({str(error).strip()})"
     sides = upright_size(image)
     if (width, height) != sides:
-        return (
-            f"its mask '{name}' has {width} x {height} pixels, and the image {sides[0]} x {sides[1]}: give both one "
-            "size"
-        )
+        has = f"{width} x {height} pixels, and the image {sides[0]} x {sides[1]}"
+        return f"{MASK_PROBLEM} '{name}' has {has}: {WRONG_SIZE}"
     return None
 
 

@@ -35,7 +35,7 @@ def merge_learned(own: ValueRanges, learned: ValueRanges) -> ValueRanges:
 
 
 def choose_scale(facts: list[FileFacts], known: ValueRanges, own: ValueRanges) -> ValueRanges:
-    """Choose the scale of images of more than 8 bits.
+    """Choose the scale of images of more than 8 bits: the window that all files state, or one of their values.
 
     Args:
         facts: Facts about the files of each part.
@@ -44,6 +44,9 @@ def choose_scale(facts: list[FileFacts], known: ValueRanges, own: ValueRanges) -
     """
     if known != UNKNOWN:
         return known
+    windows = set.union(set(), *(one.windows for one in facts))
+    if len(windows) == 1 and (window := windows.pop()) is not None:
+        return ValueRanges(own.integers or window, own.floats or window)
     chosen = choose_ranges(value for one in facts for value in one.values)
     return ValueRanges(own.integers or chosen.integers, own.floats or chosen.floats)
 
@@ -95,6 +98,14 @@ def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[Finding
             if low in _NO_DATA or low < -1e30:
                 message = f"the lowest value, {low:g}, often stands for missing data"
                 findings.append(Finding("value_range", f"{message}: set value_range to that of the rest"))
+    windows = sorted({window for one in facts for window in one.windows if window is not None})
+    if len(windows) > 1:
+        message = (
+            f"the files state {len(windows)} different windows, such as {_format_range(windows[0])} and "
+            f"{_format_range(windows[-1])}; all are read by one scale, since brightness would else mean something "
+            "else in each: set value_range to the window that you read them by"
+        )
+        findings.append(Finding("value_range", message))
     brightest = max((one.brightest for one in facts if one.brightest is not None), default=DARK)
     if brightest < DARK:
         message = (

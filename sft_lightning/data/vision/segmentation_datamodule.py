@@ -16,9 +16,10 @@ from sft_lightning.data.splits import LeakPolicy, Split
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.mask_classes import check_colors
-from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource, open_mask_source
-from sft_lightning.data.vision.mask_storage import MaskedImages, MaskGeometry
+from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource
+from sft_lightning.data.vision.mask_storage import MaskGeometry
 from sft_lightning.data.vision.masks import Color, make_palette
+from sft_lightning.data.vision.open_masks import open_mask_source
 from sft_lightning.data.vision.prediction import read_files
 from sft_lightning.data.vision.segmentation_views import ColorView, SegmentationViews
 from sft_lightning.data.vision.sources import open_unlabeled
@@ -61,14 +62,15 @@ class SegmentationDataModule(ImageDataModule):
         steps_per_epoch: int | None = None,
         num_workers: int | None = None,
         predict_source: str | None = None,
+        predict_tile: int | None = None,
     ) -> None:
         """Open the source; `setup` reads the masks once, to check them.
 
         Args:
             source: Folder with `images` and `masks` of the same names, or with folders train, val, test and unlabeled
-                of such; or a `.csv` / `.parquet` table with the columns path,mask[,split][,group]. An image without a
-                mask is unlabeled.
-            root: Second folder that the files of a table may be in.
+                of such; polygons of YOLO in `labels` instead; a folder or `.json` of COCO; or a `.csv` / `.parquet`
+                table with the columns path,mask[,split][,group]. An image without a mask is unlabeled.
+            root: Second folder that the files of a table or a JSON may be in.
             num_labels: Number of masks to train on; 0 for none, null for all.
             unlabeled_source: Another source whose training images are the unlabeled ones, instead of the rest.
             seed: Seed of the splits and of the order and views of training batches.
@@ -103,11 +105,13 @@ class SegmentationDataModule(ImageDataModule):
                 else over the labeled ones.
             num_workers: Number of processes that decode files; null for one per available core, at most 8.
             predict_source: Folder, table or file of images that `predict` reads; null for the test split.
+            predict_tile: Side in pixels of the squares in which `predict` looks at larger images, each resized to
+                `image_size`, and whose masks are joined; null to look at whole images.
 
         Raises:
             InputError: A setting has an invalid value.
         """
-        check_min(4, image_size=image_size)
+        check_min(4, image_size=image_size, predict_tile=predict_tile)
         if image_size % 4:
             raise InputError(
                 f"image_size is {image_size}: give a multiple of 4, the stride of a network's map of pixels"
@@ -116,6 +120,7 @@ class SegmentationDataModule(ImageDataModule):
             raise InputError(f"resize is {resize!r}: give pad or squash, under which all of an image is seen")
         if not 0 <= ignore_index < 2**16:
             raise InputError(f"ignore_index is {ignore_index}: give a value of masks from 0 to 65535")
+        self.predict_tile = predict_tile
         self.class_colors, self.ignore_index = class_colors, ignore_index  # `open_source` needs them
         if class_colors is not None:
             check_colors(class_colors)
@@ -184,7 +189,7 @@ class SegmentationDataModule(ImageDataModule):
         """
         raise InputError(
             f"{what} takes classes of examples, and SegmentationDataModule gives masks: use FineTuneClassifier or "
-            "SemiSupervisedModule with fit, validate, test and predict"
+            "SemiSupervisedModule with fit, validate, test, predict, study, report, audit and export"
         )
 
     require_one_class = require_classes
@@ -200,9 +205,8 @@ class SegmentationDataModule(ImageDataModule):
     def labeled_counts(self) -> Tensor:
         """Return the number of pixels of each class in the training masks, int64 of shape (num_classes,)."""
         split = self.splits["labeled"]
-        if not isinstance(split.part.storage, MaskedImages):
-            return torch.zeros(self.num_classes, dtype=torch.int64)
-        return split.part.storage.count_pixels(split.indices)
+        counts = split.part.storage.count_classes(split.indices)
+        return torch.zeros(self.num_classes, dtype=torch.int64) if counts is None else counts.sum(0)
 
     @property
     def palette(self) -> list[Color]:
@@ -222,6 +226,18 @@ class SegmentationDataModule(ImageDataModule):
         """Return the split, how it is read, and the number of workers; masks of unlabeled images are not read."""
         split, geometry, workers = super().prepare_reading(name, split, train)
         return split, geometry if name in ("unlabeled", "predict") else MaskGeometry.of(geometry), workers
+
+    def read_pair(self, name: str, position: int) -> tuple[Tensor, Tensor]:
+        """Return an image and its mask as networks see them, (C, H, W) in [0, 1] and int64 (H, W).
+
+        Args:
+            name: Name of the split.
+            position: Position in the split.
+        """
+        split = self.splits[name]
+        (batch,) = self._unaugmented(Split(split.part, [split.indices[position]]), torch.device("cpu"), 0)
+        assert isinstance(batch.x, Tensor)
+        return batch.x[0], batch.y[0]
 
     # --- views
 

@@ -134,22 +134,30 @@ class SegmentationViews(ImageViews):
         inside = torch.zeros(len(image), *image.shape[-2:], dtype=torch.int64, device=image.device)
         moved = self.weak({"image": image, "mask": inside}, raw.seed)
         weak = moved["image"]
-        strong = self.change_colors(weak, seed) if "strong" in wanted else None
-        cut = None
-        if strong is not None and self._colors.cutmix and raw.seed is not None:
-            cut = draw_cut(len(weak), weak.shape[-2:], self._colors.cutmix, seed)
-            cut = Cut(to_device(cut.order, weak.device), to_device(cut.inside, weak.device))
-            strong = cut.paste(strong)
+        (strong, cut), (strong_2, cut_2) = (
+            self._make_strong(weak, one, raw.seed is not None) if name in wanted else (None, None)
+            for name, one in (("strong", seed), ("strong_2", seed_view(seed, 1)))
+        )
         return Unlabeled(
             weak,
             raw.indices,
             seed,
             weak if "weak_2" in wanted else None,
             strong,
-            self.change_colors(weak, seed_view(seed, 1)) if "strong_2" in wanted else None,
+            strong_2,
             outside=moved["mask"] == IGNORED if self._weak else None,
             cut=cut,
+            cut_2=cut_2,
         )
+
+    def _make_strong(self, weak: Tensor, seed: int, is_random: bool) -> tuple[Tensor, Cut | None]:
+        """Return a strong view of moved images, and the rectangles that it takes from partners."""
+        strong = self.change_colors(weak, seed)
+        if not (self._colors.cutmix and is_random):
+            return strong, None
+        drawn = draw_cut(len(weak), weak.shape[-2:], self._colors.cutmix, seed)
+        cut = Cut(to_device(drawn.order, weak.device), to_device(drawn.inside, weak.device))
+        return cut.paste(strong), cut
 
 
 def draw_cut(count: int, sides: Sequence[int], share: float, seed: int) -> Cut:

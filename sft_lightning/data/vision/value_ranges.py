@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sft_lightning.data.vision.dicom import WHITE_IS_ZERO
 from sft_lightning.utils.errors import InputError
 
 Range = tuple[float, float]
@@ -207,7 +208,8 @@ def to_eight_bits(image: Image.Image, ranges: ValueRanges) -> Image.Image:
         scale = suggested.floats or suggested.integers or (0.0, 1.0)
     low, high = scale
     tags = getattr(image, "tag_v2", None)
-    white_is_zero = tags is not None and tags.get(262) == 0  # Pillow applies this tag only to 8 bits
+    # Pillow applies this tag of a TIFF only to 8 bits.
+    white_is_zero = (tags is not None and tags.get(262) == 0) or WHITE_IS_ZERO in image.info
     clear = image.info.get("transparency")  # the gray value of a 16-bit PNG that is transparent
     gray = Image.new("LA" if isinstance(clear, int) else "L", image.size)
     for top, strip in _read_strips(image):

@@ -37,6 +37,8 @@ from sft_lightning.losses.unlabeled.self_distillation import SelfDistillation
 from sft_lightning.losses.unlabeled.simmatch import SimMatch
 from sft_lightning.losses.unlabeled.softmatch import SoftMatch
 from sft_lightning.losses.unlabeled.uda import UDA
+from sft_lightning.losses.unlabeled.unimatch import UniMatch
+from sft_lightning.losses.unlabeled.unimatch_v2 import UniMatchV2
 from sft_lightning.losses.unlabeled.virtual_adversarial import VirtualAdversarial
 
 __all__ = [
@@ -59,6 +61,8 @@ __all__ = [
     "SelfDistillation",
     "SimMatch",
     "SoftMatch",
+    "UniMatch",
+    "UniMatchV2",
     "VirtualAdversarial",
 ]
 

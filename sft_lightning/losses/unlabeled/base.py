@@ -25,7 +25,7 @@ from sft_lightning.utils.renamed import refuse_renamed, warn_renamed
 _REFUSED = {  # why most strategies do not support a task
     "multi_label": "examples of one class each, and these have several (label_separator): set ClassAwarePseudoLabels "
     "or MeanTeacher",
-    "segmentation": "one label of each example, and these have masks: set FixMatch or MeanTeacher",
+    "segmentation": "one label of each example, and these have masks: set FixMatch, UniMatch or MeanTeacher",
 }
 _LONG_PASSED = 2**40  # updates after which t / (t + 1) is 1 in float32
 
@@ -262,7 +262,7 @@ class Consistency(Strategy):
             weak = self.weak_outputs(step)
             target, weight = self.targets(at_least_float32(weak.logits), step._replace(weak=weak))
             if weight.ndim == 3:
-                target, weight = step.unlabeled.align_pixels(target, weight)
+                target, weight = step.unlabeled.align_pixels(target, weight, step.unlabeled.cut)
         loss = masked_cross_entropy(self.adjusted(step.student.logits), target, weight)
         classes = target.argmax(1) if target.is_floating_point() else target
         return StrategyOutput(loss, classes, weight, logs=self.log_metrics())

@@ -54,6 +54,6 @@ class MeanTeacher(Strategy):
     def _of_pixels(self, step: StrategyInputs) -> StrategyOutput:
         probabilities = at_least_float32(step.network.teacher_logits(step.unlabeled.weak)).softmax(1)
         inside = torch.ones_like(probabilities[:, 0])
-        target, weight = step.unlabeled.align_pixels(probabilities, inside)
+        target, weight = step.unlabeled.align_pixels(probabilities, inside, step.unlabeled.cut)
         each = F.mse_loss(step.student.logits.softmax(1), target, reduction="none").mean(1)
         return StrategyOutput((each * weight).mean(), target.argmax(1), weight)

@@ -1,7 +1,8 @@
 """Backbones by name: built-in, torchvision or timm networks with random, published or own weights."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from sft_lightning.networks.vision.wide_resnet import WideResNet
 from sft_lightning.networks.weights import Tensors, find_weights, load_encoder_weights
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
+from sft_lightning.utils.transfer import to_device
 
 _log = logging.getLogger(__name__)
 BUILT_IN: dict[str, Callable[[Sequence[int]], nn.Module]] = {
@@ -187,12 +189,33 @@ class Backbone(Encoder):
         self.decoder = FeaturePyramid(levels)
         self.num_features = self.decoder.num_features
         own = self.decoder.state_dict()
-        found = {name: tensor for name in own if (tensor := tensors.get(f"backbone.decoder.{name}")) is not None}
+        files = [
+            {n: tensors[f"{prefix}decoder.{n}"] for n in own if f"{prefix}decoder.{n}" in tensors}
+            for prefix in ("backbone.", "")
+        ]  # of a run or model, and of a backbone alone
+        found = max(files, key=len)
         if {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in own.items()}:
             self.decoder.load_state_dict(found)
             _log.info("The decoder of the weights was taken over, too.")
         if unused:
             _log.info("Without %s of the backbone, on which no map depends.", ", ".join(unused))
+
+    @contextmanager
+    def scale_maps(self, draw: Callable[[int, int], Tensor]) -> Iterator[None]:
+        """Scale the channels of the maps that enter the decoder."""
+        if self.decoder is None:
+            super().scale_maps(draw)
+        assert self.decoder is not None
+
+        def scale(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            maps = [x * to_device(draw(*x.shape[:2]), x.device)[:, :, None, None].to(x.dtype) for x in given[0]]
+            return maps, *given[1:]
+
+        handle = self.decoder.register_forward_pre_hook(scale)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def build_decoder(self) -> nn.Module:
         """Build the mirrored MLP for `mlp`, and otherwise a CNN for images of any size."""

@@ -20,7 +20,8 @@ _FIRST = ("model", "model.backbone", "model.strategy", "model.optimizer.lr", "da
 _MAY_LACK = ("model.backbone", "model.strategy", "model.feature_loss", "model.regularizer", "model.weights")
 _METRICS = (
     "test/accuracy", "val/accuracy", "val/loss", "train/loss", "test/loss", "val/macro_f1", "val/calibration_error",
-    "test/macro_f1", "test/calibration_error",
+    "test/macro_f1", "test/calibration_error", "val/balanced_accuracy", "test/balanced_accuracy",
+    "val/mean_average_precision", "test/mean_average_precision", "val/mean_iou", "test/mean_iou",
 )  # fmt: skip
 
 

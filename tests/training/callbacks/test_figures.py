@@ -44,7 +44,8 @@ def test_classifier_logs_confusion_and_metrics_by_their_stage(tmp_path: Path, mo
     cli("test", "fine_tune", f"--ckpt_path={folder}", "--run_name=a")
     events = _events(folder)
     scalars = {"train/loss", "train/task", "train/regularizer", "lr"}
-    scalars |= {f"{s}/{m}" for s in ("val", "test") for m in ("loss", "accuracy", "macro_f1", "calibration_error")}
+    measures = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
+    scalars |= {f"{s}/{m}" for s in ("val", "test") for m in measures}
     assert scalars <= set(events.Tags()["scalars"])
     assert {"val/confusion", "test/confusion"} <= set(events.Tags()["images"])
     assert _read_image(events, "test/confusion").width > 440

@@ -302,7 +302,7 @@ def test_scalars_have_the_same_names_in_all_paradigms(kind: str) -> None:
     assert main(["test", "--ckpt_path", str(RUN)]) == 0
     tags = set(_events().Tags()["scalars"])
     shared = {"train/loss", "lr", "val/loss", "test/loss", "epoch"}
-    measures = ("accuracy", "macro_f1", "calibration_error")
+    measures = ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
     judged = {f"{stage}/{name}" for stage in ("val", "test") for name in measures}
     assert shared <= tags
     assert (judged <= tags) if kind != "autoencoder" else not (judged & tags)

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
@@ -16,6 +17,8 @@ from sft_lightning.training.callbacks.vision.pixel_predictions import (
     enlarge_in_strips,
     explain_write_errors,
 )
+from sft_lightning.training.callbacks.vision.tiles import classify_tiles
+from sft_lightning.utils.transfer import to_device
 
 _OPACITY = 0.5  # of the colors over an image
 
@@ -24,8 +27,9 @@ class MaskWriter(PixelWriter):
     """Writes masks and overlays to `predicted_masks`, and where they are, their confidence and shares to the table.
 
     A mask is as large as its image, upright as its EXIF says: logits are enlarged before each pixel gets the class of
-    the largest. `confidence` is the mean over the pixels of the probability of their class, `share(CLASS)` the share of
-    the pixels that have the class. Masks of another source or checkpoint get another folder, `predicted_masks_N`.
+    the largest. With `predict_tile`, larger images are predicted in squares of that side. `confidence` is the mean over
+    the pixels of the probability of their class, `share(CLASS)` the share of the pixels that have the class. Masks of
+    another source or checkpoint get another folder, `predicted_masks_N`.
     """
 
     folder_name: ClassVar[str] = "predicted_masks"
@@ -41,7 +45,7 @@ class MaskWriter(PixelWriter):
         columns |= {f"share({name})": [] for name in classes}
         for name, position, logits in zip(names, prediction["indices"].tolist(), prediction["logits"], strict=True):
             image = self.open_original(position)
-            mask, confidence = classify_pixels(logits, image.size, self._data.geometry.box(*image.size, None))
+            mask, confidence = self._classify(trainer, pl_module, image, logits)
             file = self.make_path(position)
             overlay = file.with_name(f"{file.stem}_overlay.jpg")
             with explain_write_errors(file):
@@ -53,6 +57,24 @@ class MaskWriter(PixelWriter):
             for column, cell in zip(columns.values(), row, strict=True):
                 column.append(cell)
         return columns
+
+    def _classify(
+        self, trainer: Trainer, pl_module: Any, image: Image.Image, logits: Tensor
+    ) -> tuple[npt.NDArray[np.int16], float]:
+        """Return the class of each pixel of an image and their mean probability: in squares where it is larger."""
+        data, geometry, tile = self._data, self._data.geometry, self._data.predict_tile
+        if tile is None or max(image.size) <= tile:
+            return classify_pixels(logits, image.size, geometry.box(*image.size, None))
+        plugin = trainer.precision_plugin
+
+        def compute(pixels: Tensor) -> Tensor:
+            with torch.no_grad(), plugin.forward_context():
+                x = plugin.convert_input(data.views.prepare(to_device(pixels, pl_module.device)))
+                outputs: Tensor = pl_module.evaluated(x)[1]
+            return outputs.float().cpu()
+
+        image = image if geometry.channels == 3 else image.convert("L")
+        return classify_tiles(compute, image, tile, geometry.size, geometry.background, data.eval_batch_size)
 
 
 def classify_pixels(
@@ -76,12 +98,14 @@ def classify_pixels(
     return mask, total / mask.size
 
 
-def lay_over(image: Image.Image, mask: npt.NDArray[np.int16], palette: Sequence[Color]) -> Image.Image:
+def lay_over(
+    image: Image.Image | npt.NDArray[np.uint8], mask: npt.NDArray[np.int16], palette: Sequence[Color]
+) -> Image.Image:
     """Lay the colors of a mask over its image.
 
     Args:
-        image: RGB image.
-        mask: Numbers of classes, int, (H, W).
+        image: RGB image, or its pixels, (H, W, 3).
+        mask: Numbers of classes, int, (H, W); -1 stands for the last color.
         palette: Color of each class.
     """
     colors = np.array(palette, dtype=np.float32)[mask]

@@ -1,0 +1,48 @@
+"""Open a source of images with masks by its name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sft_lightning.data.vision.coco_source import CocoSource, find_coco_files
+from sft_lightning.data.vision.mask_sources import EXPECTED, MaskFolder, MaskSource, MaskTable
+from sft_lightning.data.vision.yolo_source import YoloFolder
+from sft_lightning.utils.errors import InputError
+
+
+def open_mask_source(
+    name: str,
+    root: str = "data",
+    skip: bool = False,
+    class_names: Sequence[str] | None = None,
+    class_colors: Mapping[str, Sequence[int]] | None = None,
+    ignore_index: int = 255,
+) -> MaskSource:
+    """Open a source of images with masks.
+
+    Args:
+        name: Folder with `images` and `masks` or with `images` and YOLO's `labels`, a folder or `.json` of COCO, or a
+            `.csv` or `.parquet` table.
+        root: Second folder that the files of a table or a JSON may be in.
+        skip: Whether files that a table lists may be missing.
+        class_names: Names of the classes in the order of their numbers; None for those of the data.
+        class_colors: Color of each class in the masks; None where they hold numbers.
+        ignore_index: Value of pixels that are not counted.
+
+    Raises:
+        InputError: The source does not exist, or holds no usable image.
+    """
+    path, settings = Path(name), (class_names, class_colors, ignore_index)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        return MaskTable(path, root, skip, *settings)
+    if path.suffix.lower() == ".json" and path.is_file():
+        return CocoSource(path, root, class_names, class_colors)
+    if path.is_dir():
+        has_masks = any((folder / "masks").is_dir() for folder in (path, *path.glob("*/")))
+        if not has_masks and find_coco_files(path):
+            return CocoSource(path, root, class_names, class_colors)
+        has_labels = any((folder / "labels").is_dir() for folder in (path, *path.glob("*/")))
+        return (YoloFolder if has_labels and not has_masks else MaskFolder)(path, *settings)
+    raise InputError(
+        f"source {name!r} is neither a folder nor a .csv or .parquet table or .json of COCO that exists: give a folder "
+        f"with {EXPECTED}"
+    )
