@@ -112,8 +112,18 @@ class DefectDetector(Paradigm):
         height, width = self.backbone.input_spec.shape[-2:]
         return height, width
 
-    def _evaluation_step(self, stage: str, batch: Any) -> Scores:
+    def _score(self, batch: Any) -> Scores:
+        """Return finite scores: NaN would be above no threshold, and so would pass as normal."""
         scores: Scores = self(batch.x)
+        if not bool(scores.example.isfinite().all()):
+            raise InputError(
+                f"{int((~scores.example.isfinite()).sum())} examples of a batch have scores that are NaN or infinite: "
+                "set trainer.precision to 32-true, or use other weights"
+            )
+        return scores
+
+    def _evaluation_step(self, stage: str, batch: Any) -> Scores:
+        scores = self._score(batch)
         self._metrics[stage].update(scores.example, batch.y, scores.map, batch.mask)
         return scores
 
@@ -172,7 +182,7 @@ class DefectDetector(Paradigm):
 
         Maps are in units of the highest place in the map of a typical held-out normal example, (B, H, W).
         """
-        scores, threshold = self(batch.x), self.alarm.promise.threshold
+        scores, threshold = self._score(batch), self.alarm.promise.threshold
         peak = self.alarm.normal_peaks.median().clamp_min(1e-30)
         return {
             "indices": batch.indices,

@@ -13,6 +13,7 @@ from PIL import Image
 from sft_lightning import AnomalyDataModule, AnomalyDetector, ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.anomaly import PaDiM
+from sft_lightning.data.batches import Labeled
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
@@ -239,6 +240,16 @@ def test_unlabeled_examples_are_learned_only_when_asked(tmp_path: Path) -> None:
     assert sizes == {False: round(0.1 * 6 * 64), True: round(0.1 * 11 * 64)}
 
 
+def test_scores_that_are_not_numbers_are_refused(run: Path) -> None:
+    model = AnomalyDetector(backbone="resnet8", input_spec=(3, 32, 32), strides=[4])
+    model.load_state_dict(load(run))
+    batch = Labeled(torch.rand(3, 3, 32, 32), torch.zeros(3, dtype=torch.int64), torch.arange(3))
+    assert model.eval().predict_step(batch, 0)["score"].shape == (3,)
+    batch.x[1] = torch.nan
+    with pytest.raises(InputError, match="1 examples of a batch have scores that are NaN or infinite"):
+        model.predict_step(batch, 0)
+
+
 def test_heat_lies_where_scores_are_high() -> None:
     image = Image.new("RGB", (30, 20), (100, 100, 100))
     scores = torch.zeros(16, 16)
@@ -266,7 +277,7 @@ def test_refusals(workdir: Path, cli_error: Callable[..., str]) -> None:
     classify = ["--model=FineTuneClassifier", "--model.backbone=resnet8", "--model.optimizer=SGD", *FIT[3:]]
     assert "labels of normal examples alone" in cli_error("fit", *classify)
     frozen = ["--model=FrozenFeatureClassifier", "--model.backbone=resnet8", *FIT[3:]]
-    assert "labels of normal ones alone: use AnomalyDetector, or other data" in cli_error("fit", *frozen)
+    assert "labels of normal examples alone" in cli_error("fit", *frozen)
     Image.new("L", (32, 32)).save("d/ground_truth/spot/lost_mask.png")
     assert "mask 'd/ground_truth/spot/lost_mask.png' belongs to no image" in cli_error("fit", *FIT)
     Path("d/ground_truth/spot/lost_mask.png").unlink()

@@ -1,4 +1,4 @@
-"""Two gloo processes learn the memory bank, the Gaussians and the threshold that one learns."""
+"""Two gloo processes learn the memory bank, Gaussians, student and threshold that one learns."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.anomaly.anomaly_worker import METHODS, learn
+from sft_lightning.networks.vision.backbones import build_backbone
+from sft_lightning.networks.weights import write_weights
+from tests.anomaly.anomaly_worker import NAMES, TEACHER, learn
 from tests.defects import write_textures
 from tests.forks import both_ranks, work
 from tests.paradigms.helpers import ROOT, left_by_ranks, moved
@@ -16,6 +18,9 @@ from tests.paradigms.helpers import ROOT, left_by_ranks, moved
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ddp")
     write_textures(out / "d", {"train/good": 18, "test/good": 5, "test/spot": 4, "test/scratch": 4}, masks=True)
+    torch.manual_seed(3)
+    teacher, _ = build_backbone(TEACHER, (3, 32, 32))
+    write_weights(out / "teacher.safetensors", teacher.state_dict(), teacher.describe())
     return out
 
 
@@ -26,7 +31,7 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return left_by_ranks(folder)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_learn_what_one_learns(ranks: list[dict[str, Any]], folder: Path, name: str) -> None:
     first, second = (rank[name] for rank in ranks)
     assert not moved(first["state"], second["state"])
@@ -36,5 +41,5 @@ def test_two_processes_learn_what_one_learns(ranks: list[dict[str, Any]], folder
         torch.testing.assert_close(first["state"][key], tensor, atol=1e-9, rtol=1e-7, msg=key)
     assert first["metrics"] == pytest.approx(alone["metrics"], abs=1e-6)
     assert first["metrics"] == second["metrics"]
-    assert len(first["state"]["alarm.normal_scores"]) == 5
+    assert len(first["state"]["alarm.normal_scores"]) == (6 if name == "student_teacher" else 5)
     assert {"test/pro", "test/pixel_auroc", "test/auroc_spot"} <= first["metrics"].keys()
