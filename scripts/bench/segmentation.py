@@ -93,12 +93,12 @@ def main() -> None:
             for name, words in list_methods().items():
                 begin = time.process_time()
                 drawn = [f"--data.num_labels={masks}", f"--data.seed={seed}", f"--seed_everything={seed}"]
-                iou = test(fit("run", [*data, *words, *drawn]))
+                iou = test(fit("run", [words[0], *data, *words[1:], *drawn]))
                 ious.setdefault(f"{masks} masks", {}).setdefault(name, []).append(round(iou, 4))
                 seconds[name] = round(seconds.get(name, 0) + time.process_time() - begin, 1)
         everything = ["--model=FineTuneClassifier", f"--data.seed={seed}", f"--seed_everything={seed}"]
         ious.setdefault(f"{training} masks", {}).setdefault("labels", []).append(
-            round(test(fit("run", [*data, *everything])), 4)
+            round(test(fit("run", [*everything, *data])), 4)
         )
         publish(args, {"mean_iou": ious, "against_labels": summarize(ious), "cpu_seconds": seconds})
 
