@@ -98,7 +98,7 @@ def main() -> None:
                 seconds[name] = round(seconds.get(name, 0) + time.process_time() - begin, 1)
         everything = ["--model=FineTuneClassifier", f"--data.seed={seed}", f"--seed_everything={seed}"]
         ious.setdefault(f"{training} masks", {}).setdefault("labels", []).append(
-            round(test(fit("run", [*everything, *data])), 4)
+            round(test(fit("run", [everything[0], *data, *everything[1:]])), 4)
         )
         publish(args, {"mean_iou": ious, "against_labels": summarize(ious), "cpu_seconds": seconds})
 
