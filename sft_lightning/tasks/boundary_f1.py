@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 
 _SHARE = 0.0075  # of the diagonal: how far a boundary may lie from the true one
-_NEIGHBORS = [[0.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
+_NOWHERE = -1  # class of pixels without a boundary
 
 
 def find_tolerance(height: int, width: int) -> float:
@@ -55,21 +55,36 @@ class BoundaryF1(Metric):
             predicted: Predicted classes, int64, (B, H, W).
             target: True classes, int64, (B, H, W); -1 is not counted.
         """
-        device = target.device
-        cross = torch.tensor(_NEIGHBORS, device=device)[None, None]
+        known = target >= 0
+        predicted = predicted.where(known, _NOWHERE)
+        counted = ~_has_unknown_neighbor(known)
+        true, found = (_mark_boundary(classes.to(torch.int32), counted) for classes in (target, predicted))
         reach = find_tolerance(*target.shape[1:])
-        side = torch.arange(-math.floor(reach), math.floor(reach) + 1, device=device, dtype=torch.float32)
-        disk = (side[:, None].square() + side.square() <= reach**2).float()[None, None]
-        counted = ~_touches((target < 0)[:, None], torch.ones_like(cross))
-        for k in range(self.num_classes):  # one by one, as maps of all classes would take much memory
-            true, found = (_find_boundary((mask == k)[:, None], cross) & counted for mask in (target, predicted))
-            hits = (found & _touches(true, disk)).sum((1, 2, 3)), (true & _touches(found, disk)).sum((1, 2, 3))
-            sizes = found.sum((1, 2, 3)), true.sum((1, 2, 3))
-            precision, recall = (hit / size.clamp_min(1) for hit, size in zip(hits, sizes, strict=True))
-            f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-12)
-            there = (sizes[0] + sizes[1]) > 0
-            self.totals[k] += (f1 * there).sum()
-            self.images[k] += there.sum()
+        precision, found_sizes = self._divide(found, true, reach)
+        recall, true_sizes = self._divide(true, found, reach)
+        f1 = 2 * precision * recall / (precision + recall).clamp_min(1e-12)
+        there = (found_sizes + true_sizes) > 0
+        self.totals += (f1 * there).sum(0)
+        self.images += there.sum(0)
+
+    def _divide(self, boundary: Tensor, other: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+        """Return the share of boundary pixels near the other's of their class, and their number, (B, C) each."""
+        count, height, width = boundary.shape
+        side = math.floor(reach)
+        padded = F.pad(other, (side,) * 4, value=_NOWHERE)
+        near = torch.zeros_like(boundary, dtype=torch.bool)
+        for y in range(-side, side + 1):
+            for x in range(-side, side + 1):
+                if y * y + x * x <= reach**2:
+                    near |= padded[:, side + y : side + y + height, side + x : side + x + width] == boundary
+        # A cell beside the table takes the pixels of no boundary: selecting the others waits for the device.
+        cells = torch.where(boundary >= 0, boundary, self.num_classes).flatten(1).long()
+        tables = []
+        for values in (near, torch.ones_like(near)):
+            made = torch.zeros(count, self.num_classes + 1, device=cells.device)
+            tables.append(made.scatter_add_(1, cells, values.flatten(1).float())[:, :-1])
+        hits, sizes = tables
+        return hits / sizes.clamp_min(1), sizes
 
     def compute(self) -> Tensor:
         """Return the mean over the classes that have a boundary; NaN where none has."""
@@ -77,11 +92,17 @@ class BoundaryF1(Metric):
         return (self.totals / self.images)[there].mean()
 
 
-def _touches(mask: Tensor, kernel: Tensor) -> Tensor:
-    """Return the pixels that have one of a mask within a kernel of odd side, boolean, (B, 1, H, W)."""
-    return F.conv2d(mask.float(), kernel, padding=kernel.shape[-1] // 2) > 0.5
+def _has_unknown_neighbor(known: Tensor) -> Tensor:
+    """Return the pixels that are not counted, or have one of eight neighbors that is not, boolean, (B, H, W)."""
+    return F.max_pool2d((~known).float()[:, None], 3, 1, 1)[:, 0] > 0
 
 
-def _find_boundary(mask: Tensor, cross: Tensor) -> Tensor:
-    """Return the pixels of a mask next to one outside of it, boolean, (B, 1, H, W)."""
-    return mask & _touches(~mask, cross)
+def _mark_boundary(classes: Tensor, counted: Tensor) -> Tensor:
+    """Return the classes of pixels next to one of another class, and `_NOWHERE` elsewhere, int32, (B, H, W)."""
+    differs = torch.zeros_like(counted)
+    down, across = classes[:, 1:] != classes[:, :-1], classes[:, :, 1:] != classes[:, :, :-1]
+    differs[:, 1:] |= down
+    differs[:, :-1] |= down
+    differs[:, :, 1:] |= across
+    differs[:, :, :-1] |= across
+    return classes.where(differs & counted, _NOWHERE)
