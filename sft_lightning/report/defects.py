@@ -139,7 +139,7 @@ class DetectorReport:
     def _render_tiles(self, chosen: Tensor, descending: bool) -> Markup:
         """Return the examples with the highest or lowest scores of some, with their maps of scores."""
         if not len(chosen):
-            return render_note("There is none.")
+            return render_note("None.")
         order = chosen[self.scores[chosen].argsort(descending=descending, stable=True)][:_NUM_SHOWN]
         data, places = self.opened.data, self._places[order].tolist()
         x = data.inputs_of(self.name, places)

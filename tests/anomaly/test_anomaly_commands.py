@@ -240,6 +240,16 @@ def test_unlabeled_examples_are_learned_only_when_asked(tmp_path: Path) -> None:
     assert sizes == {False: round(0.1 * 6 * 64), True: round(0.1 * 11 * 64)}
 
 
+def test_the_threshold_comes_from_the_held_out_images(run: Path) -> None:
+    model = AnomalyDetector(backbone="resnet8", input_spec=(3, 32, 32), strides=[4])
+    model.load_state_dict(load(run))
+    names = [row["id"] for row in read_rows_of_split(run) if row["split"] == "val"]
+    pixels = [torch.from_numpy(np.asarray(Image.open(Path("d") / name))).permute(2, 0, 1) / 255 for name in names]
+    with torch.no_grad():
+        scores = model.eval()(torch.stack(pixels)).example.double().sort().values
+    torch.testing.assert_close(model.alarm.normal_scores, scores, rtol=1e-4, atol=1e-6)
+
+
 def test_scores_that_are_not_numbers_are_refused(run: Path) -> None:
     model = AnomalyDetector(backbone="resnet8", input_spec=(3, 32, 32), strides=[4])
     model.load_state_dict(load(run))
@@ -252,7 +262,7 @@ def test_scores_that_are_not_numbers_are_refused(run: Path) -> None:
 
 def test_heat_lies_where_scores_are_high() -> None:
     image = Image.new("RGB", (30, 20), (100, 100, 100))
-    scores = torch.zeros(16, 16)
+    scores = torch.full((16, 16), 0.95)  # below the highest place of a typical normal image
     scores[:, 8:] = 2.0
     made = np.asarray(lay_heat_over(image, scores, Geometry(16, resize="squash").box(30, 20, None)), dtype=float)
     assert made.shape == (20, 30, 3)

@@ -18,6 +18,7 @@ from sft_lightning.anomaly.maps import smooth_map
 from sft_lightning.anomaly.metrics import AnomalyMetrics
 from sft_lightning.anomaly.threshold import AlarmThreshold
 from sft_lightning.utils.errors import InputError
+from tests.conftest import ROOT
 
 
 def draw_maps(count: int, seed: int = 0) -> list[Tensor]:
@@ -162,6 +163,15 @@ def test_few_normal_examples_promise_little() -> None:
     assert "false alarms are expected for 10.0% of normal examples" in str(promise)
     with pytest.raises(InputError, match=r"false_alarm_rate is 1: give a share above 0 and below 1"):
         AlarmThreshold(1)
+
+
+def test_the_documentation_quotes_a_promise_of_100_examples() -> None:
+    alarm = AlarmThreshold(0.05)
+    scores = torch.arange(100.0)
+    alarm.fit(scores, scores)
+    _, _, rest = str(alarm.promise).partition(", exceeded by ")
+    shown = " ".join((ROOT / "docs" / "defects.md").read_text(encoding="utf-8").split())
+    assert f"Alarm: threshold 21.4, exceeded by {rest}." in shown
 
 
 # --- metrics

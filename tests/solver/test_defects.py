@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from sft_lightning.anomaly.metrics import compute_auroc
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import write_weights
+from sft_lightning.solver import defects
 from sft_lightning.solver.defects import DefectComparison, _compare, compare_with_detector
 from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.solve import solve
@@ -31,18 +33,29 @@ def make_start(folder: Path) -> Start:
     return Start(Candidate("resnet8", str(path), 32), backbone.eval(), 1.0, 1.0)
 
 
-def test_the_better_one_is_named(tmp_path: Path) -> None:
+def test_the_better_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, start = open_source(tmp_path, good=24, spot=8), make_start(tmp_path)
     names = source.data.class_names
     guesses = torch.full((32, 2), 0.5)
     noise = torch.rand(32, generator=torch.Generator().manual_seed(0))
     guesses[:, names.index("good")], guesses[:, names.index("spot")] = 1 - noise, noise
+    learned: list[list[int]] = []
+
+    def score(encoder: Any, data: Any, own: list[int], judged: list[int]) -> torch.Tensor:
+        assert not {*own} & {*judged}
+        learned.append(own)
+        return original(encoder, data, own, judged)
+
+    original = defects._score
+    monkeypatch.setattr(defects, "_score", score)
     before = {name: tensor.clone() for name, tensor in start.backbone.state_dict().items()}
     found = compare_with_detector(source, guesses, [start], 1000)
     assert found is not None
     assert (found.normal_class, found.defects) == ("good", 8)
     assert found.detector > 0.9
     is_normal = source.labels == names.index("good")
+    assert len(learned) == source.num_folds
+    assert all(bool(is_normal[own].all()) for own in learned)
     assert found.classifier == pytest.approx(float(compute_auroc(noise[is_normal], noise[~is_normal])), abs=1e-6)
     assert found.high < 0
     assert "fit AnomalyDetector (docs/defects.md) until more defects are labeled" in str(found)

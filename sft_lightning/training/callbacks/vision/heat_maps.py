@@ -57,12 +57,13 @@ def lay_heat_over(image: Image.Image, scores: Tensor, box: tuple[float, float, f
         scores: Scores of a square image in units of the highest place of a typical normal one, (S, S).
         box: Part of the image that the square one shows, as `Geometry.box` gives it.
     """
-    made = np.asarray(image, dtype=np.float32).copy()
+    made = np.array(image)
     for start, stop, strip in enlarge_in_strips(scores[None].float(), image.size, box):
         heat = (strip[0] - 1) / (_HOT - 1)
         colors, opacity = _color(heat.clamp(0, 1).cpu().numpy())
-        made[start:stop] += opacity[..., None] * (colors - made[start:stop])
-    return Image.fromarray(made.round().astype(np.uint8))
+        own = made[start:stop].astype(np.float32)
+        made[start:stop] = (own + opacity[..., None] * (colors - own)).round()
+    return Image.fromarray(made)
 
 
 def _color(heat: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
