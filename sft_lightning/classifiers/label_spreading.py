@@ -121,7 +121,8 @@ def spread_labels(
     weights = (1 - alpha) / (np.bincount(classes)[classes] if weighs_classes else np.ones(len(classes)))
 
     def make_columns(start: int, stop: int) -> Array:
-        return weights[:, None] * (classes[:, None] == np.arange(start, stop))
+        columns: Array = weights[:, None] * (classes[:, None] == np.arange(start, stop))
+        return columns
 
     scores = _solve_scores(graph, positions, num_classes, make_columns, alpha)
     total = scores.sum(1, keepdim=True)

@@ -198,12 +198,12 @@ def make_trainings(space: Space, source: LabeledSource, steps: int) -> list[Reci
         ratio = _LARGE_RATIO if space.is_large else _SMALL_RATIO
         argv = ("--model=SemiSupervisedModule", "--model.ema_decay=0.99", f"--data.unlabeled_ratio={ratio}", *shared)
         if source.task.has_thresholds:
-            name, strategy = "class-aware pseudo-labels", ("--model.strategy=ClassAwarePseudoLabels",)
+            name, argv = "class-aware pseudo-labels", (*argv, "--model.strategy=ClassAwarePseudoLabels")
         else:
-            name, strategy = "label propagation", ("--model.strategy=LabelPropagation",)
-            strategy = (*strategy, f"--model.strategy.max_examples={MAX_GRAPH}")
+            name, argv = "label propagation", (*argv, "--model.strategy=LabelPropagation")
+            argv = (*argv, f"--model.strategy.max_examples={MAX_GRAPH}")
         name = f"{name} from {space.name} ({steps} steps)"
-        recipes.append(Recipe(name, True, (*argv, *strategy), steps, BATCH * (1 + ratio)))
+        recipes.append(Recipe(name, True, argv, steps, BATCH * (1 + ratio)))
     return recipes
 
 
