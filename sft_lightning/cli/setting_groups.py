@@ -58,7 +58,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
             "on_bad_image",
         ),
         "Labels and splits": ("num_labels", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak"),
-        "Images": ("image_size", "channels", "background", "resize", "value_range"),
+        "Images": ("image_size", "channels", "background", "resize", "value_range", "predict_tile"),
         "Views": ("weak_view", "strong_view", "labeled_view"),
         "Batches": ("batch_size", "unlabeled_ratio", "eval_batch_size", "steps_per_epoch"),
         "Loading": ("num_workers",),
