@@ -109,7 +109,7 @@ def test_no_unlabeled_images_where_they_are_needed(workdir: Path, fit_error: Cal
             ["--model.init_args.strategy.class_path=SupCon"],
             "class 'SupCon' does not fit strategy: give DST, UDA",
         ),
-        (["--model.class_path=SupCon"], "class 'SupCon' does not fit model: give AutoencoderModule, Decoup"),
+        (["--model.class_path=SupCon"], "class 'SupCon' does not fit model: give AnomalyDetector, Autoencoder"),
         (["--model.init_args.strategy.init_args.treshold=0.9"], "FixMatch has no option 'treshold' (did you mean"),
         (["--model.init_args.strategy.init_args.threshold=95"], "threshold is 95.0: give a share from 0 to 1"),
         (["--model.init_args.bakbone=mlp"], "SemiSupervisedModule has no option 'bakbone' (did you mean 'backbone'"),

@@ -29,7 +29,7 @@ TINY = {
     "degree": None,
 }
 # It reads 12,000 images; `tests/audit` has audits of fewer.
-LONG = {"audit --config configs/quickstart/fine_tune.yaml"}
+LONG = {"audit --config configs/quickstart/fine_tune.yaml", "solve sample --num_labels 40 --minutes 1"}
 
 EARLY = {
     "": "usage: sft-lightning COMMAND",

@@ -26,7 +26,7 @@ FIT = ["fit", "--config", str(CONFIGS / "quickstart" / "fine_tune.yaml"), "--run
 FIT += ["--data.init_args.steps_per_epoch=4", "--data.init_args.num_labels=40", "--trainer.log_every_n_steps=2"]
 FIT += ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 RUN = Path("lightning_logs", "a", "version_0")
-VALUES, TENSORS = 16, 11  # 4 metrics of 2 validations, train/loss and lr 4 times; of the mlp and its normalization
+VALUES, TENSORS = 18, 11  # 5 metrics of 2 validations, train/loss and lr 4 times; of the mlp and its normalization
 
 
 def git(folder: Path, *words: str) -> str:
@@ -105,7 +105,7 @@ def test_a_run_comes_to_the_same(
     assert main(["repeat", str(RUN)]) == 0
     again = RUN.with_name("version_1")
     assert capsys.readouterr().out == (
-        f"The same bit for bit: {VALUES} values of 6 metrics are the same; {TENSORS} tensors of the last iterate, "
+        f"The same bit for bit: {VALUES} values of 7 metrics are the same; {TENSORS} tensors of the last iterate, "
         f"of step 8, are the same.\n  the run    {RUN}\n  once more  {again}\n"
     )
     assert "changed since the run" not in caplog.text
@@ -126,7 +126,7 @@ def test_what_differs_first_is_told_with_the_circumstances(
     again = RUN.with_name("version_1")
     shown = capsys.readouterr().out
     then, now = (values(run)[1, "train/loss"] for run in (RUN, again))
-    assert shown.startswith(f"Not the same: train/loss at step 1 is {then} then, {now} now (12 of {VALUES} ")
+    assert shown.startswith(f"Not the same: train/loss at step 1 is {then} then, {now} now (14 of {VALUES} ")
     assert f"of {TENSORS} tensors of the last iterate differ, first " in shown
     patch = old["code"]["patch_sha256"]
     told = (
@@ -199,12 +199,12 @@ def test_a_run_that_was_stopped(
     run = Path("lightning_logs", "b", "version_0")
     assert main(["repeat", str(run)]) == 1
     shown = capsys.readouterr().out
-    assert "8 values of 6 metrics are the same; weights are not compared; the run ended at step 5, " in shown
+    assert "9 values of 7 metrics are the same; weights are not compared; the run ended at step 5, " in shown
     assert "the repetition at step 8; the recorded circumstances are the same." in shown
     assert main([*FIT, "--run_name=b", f"--ckpt_path={run}"]) == 0
     assert recorded(run)["command"] == [*FIT, "--run_name=b"]
     assert main(["repeat", str(run)]) == 0
-    assert "12 values of 5 metrics are the same; 11 tensors" in (told := capsys.readouterr().out)
+    assert "14 values of 6 metrics are the same; 11 tensors" in (told := capsys.readouterr().out)
     assert "averages over steps (train/, pseudo_labels/) are left out" in told
     assert "it is repeated in one piece" in caplog.text
 

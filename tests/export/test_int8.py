@@ -69,6 +69,7 @@ def test_what_is_measured_is_what_the_programs_answer(exported: Path) -> None:
     assert re.search(r"`model\.int8\.onnx` is the same in 8-bit integers: 0\.\d+ MB in place of 1\.\d+", card)
 
 
+@pytest.mark.slow
 def test_a_network_without_convolutions_is_quantized_while_it_runs(workdir: Path) -> None:
     write_texts(workdir / "texts.csv", 120)
     words = ["--model=FineTuneClassifier", "--model.backbone=small_transformer", "--model.optimizer=Adam"]

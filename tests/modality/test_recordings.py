@@ -60,7 +60,11 @@ PARADIGMS = {
 }
 
 
-@pytest.mark.parametrize("name", PARADIGMS)
+# The ordinary suite runs two of them.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("mixmatch", "decoupled") else [pytest.mark.slow]) for name in PARADIGMS],
+)
 def test_a_paradigm_trains_tests_predicts_and_reports(
     name: str, source: Path, workdir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

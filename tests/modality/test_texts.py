@@ -73,7 +73,11 @@ PARADIGMS = {
 }
 
 
-@pytest.mark.parametrize("name", PARADIGMS)
+# The ordinary suite runs two of them.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("softmatch", "decoupled") else [pytest.mark.slow]) for name in PARADIGMS],
+)
 def test_a_paradigm_trains_tests_predicts_and_reports(name: str, table: Path, workdir: Path) -> None:
     run("fit", f"--run_name={name}", *arguments(table, *PARADIGMS[name]))
     folder = f"lightning_logs/{name}/version_0"

@@ -87,9 +87,9 @@ class Plain:
     ("name", "backbone", "settings"),
     [
         *((name, "mlp", {}) for name in sorted(REFERENCES)),
-        ("BYOL", "resnet8", {}),
+        pytest.param("BYOL", "resnet8", {}, marks=pytest.mark.slow),  # 5 s
         pytest.param("VICReg", "resnet8", {}, marks=pytest.mark.slow),  # 3 s
-        ("DINO", "conv", {"local_crops": 2}),
+        pytest.param("DINO", "conv", {"local_crops": 2}, marks=pytest.mark.slow),  # 7 s
     ],
 )
 def test_20_steps_equal_a_plain_loop(name: str, backbone: str, settings: dict[str, Any]) -> None:

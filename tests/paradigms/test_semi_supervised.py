@@ -67,7 +67,7 @@ def test_unlabeled_batches_carry_no_label(schedule: str) -> None:
     assert batches
     for batch in batches:
         assert batch._fields == (
-            "weak", "indices", "seed", "weak_2", "strong", "strong_2", "crops", "outside", "cut",
+            "weak", "indices", "seed", "weak_2", "strong", "strong_2", "crops", "outside", "cut", "cut_2",
         )  # fmt: skip
         assert batch.outside is batch.cut is None
         assert batch.indices.shape == (8,)

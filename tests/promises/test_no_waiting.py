@@ -64,7 +64,11 @@ def watched(configs: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[int, Co
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "decoupled" else []) for name in PARADIGMS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("decoupled", "self_supervised") else [])
+        for name in PARADIGMS
+    ],
 )
 def test_only_logging_steps_read(name: str, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs, reads = PARADIGMS[name]

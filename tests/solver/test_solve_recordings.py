@@ -73,7 +73,7 @@ def test_a_published_encoder_is_a_start(workdir: Path, capsys: pytest.CaptureFix
 
 def test_trainings_from_random_weights_are_compared(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without the pool, so that the verdict compares like with like; either can be delivered."""
-    truth = write_source(workdir / "sounds", 5, 45)
+    truth = write_source(workdir / "sounds", 2, 40)
     monkeypatch.setattr(trainings, "plan_halving", lambda *rest: (2, 6))
     monkeypatch.setattr(trainings, "PATIENCE", 1000.0)  # on a busy machine, too
     source = read_source("sounds", workdir / "out", None, None, 0, "data")

@@ -10,6 +10,7 @@ import pytest
 from sft_lightning import solve
 from sft_lightning.__main__ import main
 from sft_lightning.data.open_data import find_modality, open_data
+from sft_lightning.solver import trainings
 from sft_lightning.solver.deliver import EXPORTS, ONNX
 from sft_lightning.solver.labels import read_source
 from sft_lightning.solver.starts import estimate_fill
@@ -106,7 +107,11 @@ def test_what_a_source_holds_decides_how_it_is_read(tmp_path: Path) -> None:
         open_data(str(tmp_path / "folder"), {"image_size": 32})
 
 
-def test_a_sentence_encoder_is_a_start(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sentence_encoder_is_a_start(
+    workdir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainings, "plan_halving", lambda *rest: (1, 3))
+    monkeypatch.setattr(trainings, "PATIENCE", 1000.0)  # on a busy machine, too
     write_table(workdir / "texts.csv", 4)
     write_bert(workdir / "bert", [*{word for words in WORDS.values() for word in words}, *COMMON])
     with pytest.raises(InputError, match=r"'hf/brt' is neither a folder nor in the cache of Hugging Face"):

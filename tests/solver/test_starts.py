@@ -169,8 +169,10 @@ def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
 
 @pytest.mark.parametrize("given", [None, 128])
 def test_trainings_see_smaller_images_where_larger_ones_take_too_long(
-    given: int | None, source: LabeledSource, monkeypatch: pytest.MonkeyPatch
+    given: int | None, workdir: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_folder(workdir / "images", {"train": 2, "unlabeled": 8}, classes=2)  # two folds
+    source = read_source("images", workdir / "out", None, None, 0, "data")
     monkeypatch.setattr(trainings, "measure_seconds", lambda net, learns: 1e-6 if net.input_spec.shape[-1] < 100 else 9)
     monkeypatch.setattr(plan, "TRAINING_STEPS", (3,))
     monkeypatch.setattr(trainings, "START_SECONDS", 0.1)

@@ -80,7 +80,9 @@ def read_predictions(run: Path) -> tuple[Tensor, Tensor, Tensor]:
     return probabilities, read_sets(predicted), read_sets(targets)
 
 
-@pytest.mark.parametrize(("name", "language"), [("texts", "onnx"), ("images", "pt2")])
+@pytest.mark.parametrize(
+    ("name", "language"), [pytest.param("texts", "onnx", marks=pytest.mark.slow), ("images", "pt2")]
+)
 def test_the_code_of_the_card_says_what_predict_says(
     name: str, language: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

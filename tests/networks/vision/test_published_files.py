@@ -108,7 +108,7 @@ def _published(name: str, size: int) -> dict[str, Tensor]:
         ("deit_tiny_distilled_patch16_224", 64, 96),
         ("swin_tiny_patch4_window7_224", 224, 128),
         ("swinv2_cr_tiny_224", 224, 128),
-        ("beit_base_patch16_224", 64, 96),
+        pytest.param("beit_base_patch16_224", 64, 96, marks=pytest.mark.slow),  # 4 s
         ("eva02_tiny_patch14_224", 56, 84),
         ("vit_relpos_small_patch16_224", 64, 96),
     ],

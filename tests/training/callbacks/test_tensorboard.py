@@ -88,7 +88,7 @@ def test_counts_reset_and_are_skipped_for_many_classes() -> None:
     assert many.counted is None
 
 
-@pytest.mark.parametrize("config", ["fine_tune", "decoupled"])
+@pytest.mark.parametrize("config", ["fine_tune", pytest.param("decoupled", marks=pytest.mark.slow)])
 def test_pr_curves_are_logged_for_the_last_validation_and_the_test(config: str) -> None:
     run = cli("fit", config, "--run_name=a")
     curves = _curves(_events())
