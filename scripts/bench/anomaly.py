@@ -66,7 +66,7 @@ def find_source() -> Path:
         SystemExit: The package is not installed.
     """
     try:
-        import conformal_clip_data  # type: ignore[import-untyped]
+        import conformal_clip_data
     except ImportError:
         raise SystemExit("the images are not installed: pip install conformal-clip-data") from None
     return Path(conformal_clip_data.__file__).parent / "data" / "textile_images" / "simulated"
