@@ -3,6 +3,7 @@
 Networks with convolutions are quantized with ranges from training examples (Jacob et al. 2018, "Quantization and
 Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"; weights by channel). Others, such as
 transformers, quantize their activations while they run, since ranges of few examples do not hold for their outliers.
+The classifier itself stays in floating point.
 """
 
 import os
@@ -27,6 +28,7 @@ from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import concatenate_inputs, count_inputs
 
+_LINEAR = ("Gemm", "MatMul")
 CALIBRATED = 256  # training examples that give the ranges
 _BATCH, _TIMED, _PASSES = 32, 64, 3  # examples of a batch, timed ones, and passes, of which the fastest counts
 _KINDS = {"test": "test", "val": "validation"}
@@ -124,14 +126,15 @@ def _quantize(file: Path, out: Path, training: Given) -> None:
     prepared = out.with_suffix(".prepared")
     try:
         quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)
-        model = onnx.load(str(prepared))
-        if any(node.op_type == "Conv" for node in model.graph.node):
-            quantize_static(
-                str(prepared), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-                weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
-            )  # fmt: skip
+        nodes = onnx.load(str(prepared)).graph.node
+        kinds, linear = {node.op_type for node in nodes}, [node.name for node in nodes if node.op_type in _LINEAR]
+        # The head stays as it is: weights fitted by logistic regression lose up to 20 points in 8 bits.
+        common = {"per_channel": True, "weight_type": QuantType.QInt8, "nodes_to_exclude": linear[-1:]}
+        if "Conv" in kinds and "Softmax" not in kinds:
+            given = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8}
+            quantize_static(str(prepared), str(out), Reader(), **given, **common)
         else:
-            quantize_dynamic(str(prepared), str(out), per_channel=True, weight_type=QuantType.QInt8)
+            quantize_dynamic(str(prepared), str(out), **common)
         made = onnx.load(str(out))
         onnx.helper.set_model_props(made, {one.key: one.value for one in onnx.load(str(file)).metadata_props})
         onnx.save(made, str(out))

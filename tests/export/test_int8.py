@@ -41,7 +41,9 @@ def test_the_program_computes_in_8_bits_and_is_a_quarter_of_the_size(exported: P
     kinds = {node.op_type for node in model.graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
     large = {one.data_type for one in model.graph.initializer if np.prod(one.dims) > 1000}
-    assert large == {onnx.TensorProto.INT8}
+    assert large == {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT}
+    floats = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT]
+    assert [one.dims[0] for one in floats if np.prod(one.dims) > 1000] == [10]  # the head, of ten classes
     sizes = [(exported / name).stat().st_size for name in ("model.onnx", "model.int8.onnx")]
     assert sizes[1] < 0.4 * sizes[0]
     names = {one.key: one.value for one in model.metadata_props}
