@@ -83,4 +83,7 @@ def test_the_page_of_a_run_shows_it(workdir: Path, cli_error: Callable[..., str]
     assert found is not None
     assert float(found[1]) > 0.8
     assert float(found[2]) > 40
+    kept = re.findall(r"\d%\)</td><td>([\d.]+)% \(", table)
+    assert len(kept) == 10
+    assert min(map(float, kept)) < 90  # thresholds of the test itself would keep it for each class
     assert "specificity is 1.5: give a share above 0 and below 1" in cli_error("report", run, "--specificity=1.5")
