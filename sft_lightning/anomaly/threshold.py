@@ -89,7 +89,7 @@ class AlarmThreshold(FittedModule):
         """The threshold and what it promises.
 
         Raises:
-            InputError: There are no scores of normal examples.
+            InputError: Scores of normal examples are missing.
         """
         count = len(self.normal_scores)
         if not count:

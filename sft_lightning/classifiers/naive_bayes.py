@@ -13,7 +13,7 @@ class ComplementNaiveBayes(LinearClassifier):
     Classes of different size do less harm than with the multinomial variant. Probabilities are too modest, since
     weights of words are not counts; use it for the order of the classes.
 
-    Where examples have several classes, each is told from its absence, and its odds start from those among the labels.
+    Where examples have several classes, each is a yes-or-no question whose odds start from those among the labels.
     """
 
     def __init__(self, smoothing: float = 1.0) -> None:

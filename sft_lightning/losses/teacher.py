@@ -90,7 +90,7 @@ def load_teacher(name: str, spec: InputSpec, class_names: Sequence[str], needs_c
             raise InputError(
                 f"teacher {name!r} is neither a run, a file, nor a backbone whose weights can be had: {error}"
             ) from error
-    path = find_weights(Path(name), "head")
+    path = find_weights(Path(name), "head", "teacher")
     trained = load_trained_network(path)
     trained.require_classes(name)
     backbone, head = trained.network(), _load_head(trained, path)

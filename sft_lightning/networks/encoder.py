@@ -150,8 +150,11 @@ class Encoder(nn.Module, ABC):
 
         Args:
             x: Inputs as the modality's views give them, (B, ...) each.
+
+        Raises:
+            InputError: The encoder has no maps.
         """
-        raise NotImplementedError
+        raise InputError(f"backbone {self.name!r} gives no maps, of which places are compared: choose another one")
 
     def find_perturbation_shape(self, x: Inputs) -> torch.Size:
         """Return the shape of a small change of inputs: by default theirs, (B, ...), if they are measured numbers.

@@ -64,18 +64,19 @@ class WeightsMatch:
         return "; ".join([text, *self.notes])
 
 
-def find_weights(path: Path, part: Literal["backbone", "head"] = "backbone") -> Path:
+def find_weights(path: Path, part: Literal["backbone", "head"] = "backbone", setting: str = "") -> Path:
     """Find the weights file that a path refers to.
 
     Args:
         path: File, or folder of a run or a solution: its `encoder.safetensors` for a backbone, else its last
             checkpoint.
         part: Part of the network that the caller needs.
+        setting: Name of the setting, for messages; empty for `weights` or `head_weights`.
 
     Raises:
         InputError: The path does not exist, or the folder has no weights.
     """
-    setting = "head_weights" if part == "head" else "weights"
+    setting = setting or ("head_weights" if part == "head" else "weights")
     if path.is_dir():
         path = resolve_solution(path)
         for name in ("encoder.safetensors", "checkpoints/last.ckpt")[part == "head" :]:

@@ -24,7 +24,7 @@ from sft_lightning.utils.inputs import InputSpec, concatenate_inputs
 class DistillModule(FineTuneClassifier):
     """A classifier that learns from a teacher and from labels.
 
-    The teacher is loaded when training starts and is no part of checkpoints: evaluation and prediction need none.
+    The teacher is loaded when training starts and stays out of checkpoints: evaluation and prediction need none.
 
     Attributes:
         projector: Layer from the features of the student to those of the teacher; None where features are not compared.

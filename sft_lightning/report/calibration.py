@@ -47,7 +47,7 @@ def render_calibration(
     elif known is not None:
         t, fitted = known.value, f"{known.labels:,} labels that were held out in turn"
     else:
-        note = render_note("There is no separate validation split to fit a temperature on.")
+        note = render_note("A temperature was not fitted: it needs a validation split of its own.")
         return f"{sentence}.", note + figures.draw_reliability(before, None, parts.RELIABILITY_SIDES)
     scaled = compute_calibration_error(judged.logits / t, judged.labels)
     note = render_note(

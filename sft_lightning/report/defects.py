@@ -79,7 +79,7 @@ class DetectorReport:
             )
         else:
             lacking = "normal" if alarms is None else "defective"
-            sentences.append(f"The {split} split has no {lacking} {plural}, without which there is no AUROC.")
+            sentences.append(f"The {split} split has no {lacking} {plural}, which an AUROC needs.")
         said = str(self.promise)
         return [*sentences, f"{said[:1].upper()}{said[1:]}.", f"This is the {iterate}."]
 

@@ -16,7 +16,7 @@ _MOST = 30  # classes of a table that is still read
 
 
 class Sensitivity(NamedTuple):
-    """How well one class is told from all others.
+    """How well one class is separated from all others.
 
     Attributes:
         auroc: Area under the receiver operating characteristic, 0 to 1.

@@ -130,6 +130,9 @@ def test_teachers_that_cannot_teach_are_refused(workdir: Path, cli_error: Callab
     assert "teacher 'nowhere' is neither a run, a file, nor a backbone" in cli_error(
         "fit", "--model=DistillModule", "--model.teacher=nowhere", "--model.backbone=mlp", *OPTIMIZER, *DATA
     )
+    (workdir / "empty").mkdir()
+    with pytest.raises(InputError, match=r"teacher 'empty' is a folder without encoder.safetensors"):
+        load_teacher("empty", sample().input_spec, sample().class_names)
     with pytest.raises(InputError, match=r"takes inputs of shape \(1, 28, 28\), and the data gives \(1, 32, 32\)"):
         load_teacher(str(teacher()), sample(image_size=32).input_spec, sample().class_names)
     with pytest.raises(InputError, match="does not know 'boat'"):

@@ -144,7 +144,7 @@ class DicomImageFile(ImageFile.ImageFile):
         is_padding = None if padding is None else values == padding
         values = np.asarray(apply_modality_lut(values, self._header), dtype=np.float64)
         if is_padding is not None and not is_padding.all():
-            values[is_padding] = values[~is_padding].min()  # the area around the body is no measurement
+            values[is_padding] = values[~is_padding].min()  # the area around the body was not measured
         return values.astype(np.int32 if self.mode == "I" else np.float32)
 
 

@@ -123,7 +123,7 @@ def read_files(name: str, root: str, bad: BadFiles) -> Split:
         bad: Record that unreadable files are reported to; its policy may refuse them.
 
     Raises:
-        InputError: There are no images.
+        InputError: The source holds no image.
     """
     opened = open_prediction_source(name, root, bad.policy == "raise")
     if not isinstance(opened, Examples):
