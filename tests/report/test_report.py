@@ -160,7 +160,7 @@ def test_class_names_are_escaped(workdir: Path, write_folder: Callable[..., Path
 def test_a_run_without_validation_test_or_unlabeled_images_has_a_page(workdir: Path) -> None:
     run = fitted("run", "--data.init_args.val_size=0", "--trainer.limit_val_batches=0")
     text = Parsed(reported(run)).text
-    assert "no separate validation split" in text
+    assert "A temperature was not fitted: it needs a validation split of its own." in text
     whole = ["--data.init_args.num_labels=null", "--data.init_args.source=small", "--data.init_args.test_size=0"]
     for c in range(2):
         (workdir / "small" / "train" / str(c)).mkdir(parents=True)
