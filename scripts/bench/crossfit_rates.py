@@ -37,7 +37,8 @@ from torch import Tensor
 from sft_lightning import ImageDataModule
 from sft_lightning.classifiers import Classifier, KNearestNeighbors, LogisticRegression, NearestClassMean, Ridge
 from sft_lightning.classifiers.whitening import WhitenedPCA
-from sft_lightning.study.judge import choose, compare, estimate_accuracy, estimate_chosen, make_folds
+from sft_lightning.data.class_folds import make_folds
+from sft_lightning.study.judge import choose, compare, estimate_accuracy, estimate_chosen
 from sft_lightning.transfer.vectors import stack_vectors
 
 Array = NDArray[Any]

@@ -23,8 +23,9 @@ from sft_lightning.classifiers import LogisticRegression
 from sft_lightning.classifiers.label_spreading import balance_classes, choose_neighbors, normalize_graph, spread_labels
 from sft_lightning.classifiers.neighbors import find_neighbors
 from sft_lightning.classifiers.whitening import WhitenedPCA
+from sft_lightning.data.class_folds import make_folds
 from sft_lightning.paradigms.calibration import fit_temperature
-from sft_lightning.study.judge import choose, make_folds
+from sft_lightning.study.judge import choose
 from sft_lightning.transfer.vectors import stack_vectors
 
 POOL, TEST = 4000, 2000

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.data.class_folds import find_unjudged, make_folds
 from sft_lightning.data.copies import find_exact_copies, group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.issues import Finding
@@ -23,7 +24,6 @@ from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.modalities import Modality, get_modality
 from sft_lightning.study.folds import write_fold
-from sft_lightning.study.judge import find_unjudged, make_folds
 from sft_lightning.tasks.base import Task
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.errors import InputError

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sft_lightning.cli.lightning_cli import run as command
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.data.class_folds import find_unjudged, make_folds
 from sft_lightning.data.copies import group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.set_folds import find_unjudged_classes, make_set_folds
 from sft_lightning.data.splits import Split, leave_out_groups
 from sft_lightning.study.inputs import SettingsCLI
-from sft_lightning.study.judge import find_unjudged, make_folds
 from sft_lightning.tasks.base import Task
 from sft_lightning.utils.errors import InputError, find_input_error
 

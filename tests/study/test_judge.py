@@ -14,8 +14,6 @@ from sft_lightning.study.judge import (
     count_needed_labels,
     estimate_accuracy,
     estimate_chosen,
-    find_unjudged,
-    make_folds,
 )
 from sft_lightning.utils.errors import InputError
 
@@ -239,137 +237,6 @@ def test_arrays_that_do_not_agree_are_an_error() -> None:
         estimate_accuracy(np.zeros((2, 20)), fold)
 
 
-def test_folds_are_stratified_and_equally_large() -> None:
-    labels = np.repeat([0, 1, 2], [10, 12, 21])
-    fold = make_folds(labels, repeats=4)
-    assert fold.shape == (4, 43)
-    for row in fold:
-        sizes = np.bincount(row, minlength=5)
-        assert len(sizes) == 5
-        assert sizes.max() - sizes.min() <= 1
-        for label in range(3):
-            counts = np.bincount(row[labels == label], minlength=5)
-            assert counts.max() - counts.min() <= 1
-
-
-def test_folds_follow_from_the_seed_and_differ_between_repeats() -> None:
-    labels = np.arange(40) % 4
-    fold = make_folds(labels, seed=3, repeats=3)
-    assert (fold == make_folds(labels, seed=3, repeats=3)).all()
-    assert (fold != make_folds(labels, seed=4, repeats=3)).any()
-    partners = [row[:, None] == row for row in fold]
-    assert (partners[0] != partners[1]).any()
-    assert (partners[1] != partners[2]).any()
-
-
-def test_names_of_classes_and_gaps_between_numbers_do_not_matter() -> None:
-    labels = np.arange(40) % 4
-    assert (make_folds(labels) == make_folds(labels * 7 + 2)).all()
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_groups_stay_together_and_every_model_learns_from_all_classes(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    labels, groups = rng.integers(0, 4, 60), [str(g) for g in rng.integers(0, 30, 60)]
-    fold = make_folds(labels, groups, repeats=2, seed=seed)
-    for row in fold:
-        for group in set(groups):
-            assert len({int(k) for k, g in zip(row, groups, strict=True) if g == group}) == 1
-        assert set(row) - {-1} == set(range(row.max() + 1))
-        for k in range(row.max() + 1):
-            assert set(labels[row != k]) == set(labels)
-
-
-def test_a_class_with_one_label_is_learned_from_but_not_judged() -> None:
-    labels = np.r_[np.arange(40) % 4, 9]
-    fold = make_folds(labels, repeats=3)
-    assert (fold[:, -1] == -1).all()
-    assert (fold[:, :-1] >= 0).all()
-    assert find_unjudged(labels, fold) == [9]
-    assert find_unjudged(labels[:-1], fold[:, :-1]) == []
-
-
-def test_the_only_group_of_a_class_takes_its_other_classes_along() -> None:
-    labels, groups = [*np.arange(40) % 4, 9, 9, 0], [*map(str, range(40)), "a", "a", "a"]
-    fold = make_folds(labels, groups, repeats=2)
-    assert (fold[:, 40:] == -1).all()
-    assert (fold[:, :40] >= 0).all()
-    assert find_unjudged(labels, fold) == [9]
-
-
-def test_a_group_that_is_always_learned_from_teaches_its_other_classes() -> None:
-    """Class 0 is judged in one fold alone, but every model knows it from group "a"."""
-    labels, groups = [*np.arange(40) % 4 + 1, 9, 0, 0], [*map(str, range(40)), "a", "a", "b"]
-    fold = make_folds(labels, groups, folds=2, repeats=2)
-    assert (fold[:, 40:42] == -1).all()
-    assert (fold[:, 42] >= 0).all()
-
-
-@pytest.mark.parametrize(
-    "examples",  # of three classes in each group
-    [
-        [[3, 1, 1], [5, 0, 1], [4, 0, 0], [8, 4, 0], [7, 4, 0], [1, 0, 0]],  # in another order, the last is in one fold
-        [[5, 0, 0], [3, 2, 0], [5, 0, 1], [4, 4, 1], [2, 0, 0], [2, 0, 1], [0, 1, 0]],  # small groups first, the second
-    ],
-)
-def test_groups_of_rare_classes_are_divided_first_and_then_large_ones(examples: list[list[int]]) -> None:
-    counts = np.array(examples)
-    labels = np.concatenate([np.repeat(np.arange(3), row) for row in counts])
-    groups = [str(group) for group, row in enumerate(counts) for _ in range(row.sum())]
-    for seed in range(6):
-        fold = make_folds(labels, groups, folds=3, repeats=1, seed=seed)[0]
-        for label in range(3):
-            assert len(set(fold[labels == label])) == min((counts[:, label] > 0).sum(), fold.max() + 1)
-
-
-@pytest.mark.parametrize(
-    ("counts", "expected"),
-    [
-        ([2] * 10, 2),
-        ([3, 4, 9], 3),
-        ([4, 36], 5),  # a tenth of the examples
-        ([4, 35], 4),
-        ([2, 2, 2, 60], 5),
-        ([9, 9], 5),
-    ],
-)
-def test_there_are_fewer_folds_where_many_examples_are_of_small_classes(counts: list[int], expected: int) -> None:
-    fold = make_folds(np.repeat(np.arange(len(counts)), counts))
-    assert (fold.max(1) == expected - 1).all()
-    labels = np.repeat(np.arange(len(counts)), counts)
-    for row in fold:
-        for label in range(len(counts)):
-            assert len(set(row[labels == label])) == min(counts[label], expected)
-
-
-def test_groups_limit_the_folds_as_labels_do() -> None:
-    labels = np.repeat([0, 1], 20)
-    groups = [str(i // 7) if i < 20 else str(i) for i in range(40)]  # three of class 0
-    assert make_folds(labels, groups).max() == 2
-
-
-@pytest.mark.parametrize(
-    ("labels", "groups", "message"),
-    [
-        ([0, 0, 0], None, r"1 class\(es\) are labeled: add"),
-        ([], None, r"0 class\(es\)"),
-        ([0, 1, 1], None, "and class 'cat' has a single one: add labels until 2 classes have more than one labeled ex"),
-        ([0, 0, 1, 1], ["a", "a", "b", "c"], "class 'cat' has a single one.*more than one group of labeled examples"),
-        ([0, 1, 1, 2, 0, 2], ["a", "a", "b", "b", "c", "c"], "leave class '.*' in one fold: use smaller groups"),
-    ],
-)
-def test_labels_that_cannot_be_divided_are_an_error(labels: list[int], groups: list[str] | None, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make_folds(labels, groups, class_names=["cat", "dog", "cow"])
-
-
-def test_too_few_folds_or_repeats_are_an_error() -> None:
-    with pytest.raises(InputError, match="folds is 1"):
-        make_folds([0, 0, 1, 1], folds=1)
-    with pytest.raises(InputError, match="repeats is 0"):
-        make_folds([0, 0, 1, 1], repeats=0)
-
-
 def test_two_models_on_the_same_test_images() -> None:
     a, b = np.zeros(100), np.zeros(100)
     a[:30], b[20:35] = 1, 1  # right alone: 20 and 5
@@ -382,3 +249,59 @@ def test_two_models_on_the_same_test_images() -> None:
     assert compare_on_test(b, a).verdict == "hurt"
     assert compare_on_test(a, a).verdict == "no evidence yet"
     assert compare_on_test(a, a).low < 0 < compare_on_test(a, a).high
+
+
+def test_equal_weights_change_nothing() -> None:
+    rng, fold = np.random.default_rng(0), folds_of(20, repeats=2)
+    a, b = (rng.integers(0, 2, (2, 20)).astype(float) for _ in range(2))
+    for weights in (np.ones(20), np.full(20, 0.3)):
+        plain, weighted = estimate_accuracy(a, fold, PAIRS), estimate_accuracy(a, fold, PAIRS, weights)
+        assert [weighted.mean, weighted.low, weighted.high] == pytest.approx([plain.mean, plain.low, plain.high])
+        one, other = compare(a, b, fold, PAIRS), compare(a, b, fold, PAIRS, weights)
+        assert [other.difference, other.low, other.p_value] == pytest.approx([one.difference, one.low, one.p_value])
+        assert other.labels == one.labels == 20
+
+
+def test_an_estimate_counts_examples_by_their_weights() -> None:
+    weights = np.where(np.arange(20) < 10, 3.0, 1.0)
+    correct = np.where(np.arange(20) < 10, 1.0, 0.0)[None]
+    estimate = estimate_accuracy(correct, folds_of(20), weights=weights)
+    assert estimate.mean == pytest.approx(0.75)
+    size = 40**2 / (10 * 9 + 10)  # 16 equal examples have a mean of the same variance
+    t = float(stats.t.ppf(0.975, size - 1))
+    size /= 1.25
+    reach = t / (1 + t**2 / size) * math.sqrt(0.75 * 0.25 / size + t**2 / (4 * size**2))
+    assert estimate.high - estimate.low == pytest.approx(2 * reach)
+
+
+def test_weighted_intervals_hold_as_often_as_they_say() -> None:
+    """Half of the labels are of a class of 9 in 10 examples, which is recognized less often."""
+    rng, fold, held = np.random.default_rng(0), folds_of(60), 0
+    common = np.arange(60) < 30
+    weights, truth = np.where(common, 0.9 / 30, 0.1 / 30), 0.9 * 0.6 + 0.1 * 0.95
+    plain = 0
+    for _ in range(300):
+        correct = (rng.random((1, 60)) < np.where(common, 0.6, 0.95)).astype(float)
+        estimate, unweighted = estimate_accuracy(correct, fold, weights=weights), estimate_accuracy(correct, fold)
+        held += estimate.low <= truth <= estimate.high
+        plain += unweighted.low <= truth <= unweighted.high
+    assert held >= 285
+    assert plain < 150
+
+
+def test_weights_decide_the_choice_and_the_verdict() -> None:
+    common = np.arange(40) < 20
+    good_at_common, good_at_rare = common.astype(float)[None], (~common).astype(float)[None]
+    both, fold = np.stack([good_at_rare, good_at_common]), folds_of(40)
+    weights = np.where(common, 9.0, 1.0)
+    assert estimate_chosen(both, fold, weights=weights).mean == pytest.approx(0.9)
+    assert estimate_chosen(both, fold, weights=10 - weights).mean == pytest.approx(0.9)
+    found = compare(good_at_common, good_at_rare, fold, weights=weights)
+    assert (found.verdict, found.difference) == ("helped", pytest.approx(0.8))
+    assert compare(good_at_common, good_at_rare, fold).verdict == "no evidence yet"
+
+
+@pytest.mark.parametrize("weights", [np.zeros(20), np.full(20, -1.0), np.full(20, np.nan)])
+def test_weights_that_mean_nothing_are_an_error(weights: Array) -> None:
+    with pytest.raises(ValueError, match="weights are negative"):
+        estimate_accuracy(HALF.astype(float), folds_of(20), weights=weights)
