@@ -65,6 +65,8 @@ class Segmentation(Task):
     judged_metric: ClassVar[tuple[str, str]] = example_metric
     explained_class: ClassVar[str] = "its most common class"
     uneven_advice: ClassVar[str] = "`class_weights: balanced` weighs pixels of rare classes more"
+    score_sentence: ClassVar[str] = "has a mean IoU of an image of {score} on {examples}"
+    test_sentence: ClassVar[str] = "its mean IoU of an image is {score}"
     uncertainty_note: ClassVar[str] = "the mean entropy of the pixels, 1 where all classes are equally likely"
 
     def __init__(
