@@ -143,6 +143,20 @@ class FewLabelData(ABC):
     def labeled_counts(self) -> Tensor:
         """Return the number of training labels of each class, int64 of shape (num_classes,)."""
 
+    def labeled_memberships(self) -> Tensor | None:
+        """Return 1 for each class that a labeled example has and 0 for the others, int64, (N, C); None for one each."""
+        return self.make_targets(self.splits["labeled"].labels) if self.target == "class_set" else None
+
+    def describe_labels(self) -> str:
+        """Return how many labels the classes have, in a sentence without its end."""
+        names, counts = self.class_names, self.labeled_counts()
+        low, high = int(counts.argmin()), int(counts.argmax())
+        if counts[low] == counts[high]:
+            return f"{int(counts[low])} labels for each of {len(names)} classes"
+        return (
+            f"{len(names)} classes with {int(counts[low])} ({names[low]}) to {int(counts[high])} ({names[high]}) labels"
+        )
+
     # --- examples without random changes
 
     @property

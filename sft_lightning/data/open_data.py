@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
-from sft_lightning.modalities import get_modality, list_modalities, load
+from sft_lightning.modalities import Modality, get_modality, list_modalities, load
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
 
@@ -16,7 +16,13 @@ def find_modality(source: str) -> str:
     Args:
         source: Source as the user named it.
     """
-    return next(one.name for one in list_modalities() if not one.detector or load(one.detector)(source))
+    masked = (one.name for one in list_modalities() if _holds_masks(one, source))  # whose outlines may be texts
+    found = (one.name for one in list_modalities() if not one.detector or load(one.detector)(source))
+    return next(masked, None) or next(found)
+
+
+def _holds_masks(modality: Modality, source: str) -> bool:
+    return bool(modality.mask_detector and load(modality.mask_detector)(source))
 
 
 def get_data_class(modality: str) -> type[FewLabelDataModule]:
@@ -27,6 +33,19 @@ def get_data_class(modality: str) -> type[FewLabelDataModule]:
     """
     found: type[FewLabelDataModule] = load(get_modality(modality).data_module)
     return found
+
+
+def find_data_class(source: str) -> type[FewLabelDataModule]:
+    """Return the data module for a source, by what it holds.
+
+    Args:
+        source: Source as the user named it.
+    """
+    modality = get_modality(find_modality(source))
+    if _holds_masks(modality, source):
+        found: type[FewLabelDataModule] = load(modality.mask_data_module)
+        return found
+    return get_data_class(modality.name)
 
 
 def open_data(
@@ -42,30 +61,36 @@ def open_data(
     Raises:
         InputError: The data module for the source has no such setting, or refuses it.
     """
-    modality = find_modality(source)
-    check_settings(source, modality, given)
-    cls = get_data_class(modality)
-    others = {name: value for name, value in (where_taken or {}).items() if name in _list_settings(modality)}
+    cls = get_data_class(find_modality(source))
+    check_settings(source, cls, given)
+    others = {name: value for name, value in (where_taken or {}).items() if name in list_settings(cls)}
     settings = {name: value for name, value in given.items() if value is not None}
     return cls(source, **{**others, **settings})
 
 
-def check_settings(source: str, modality: str, given: Mapping[str, Any]) -> None:
-    """Refuse settings that data of a modality does not have.
+def check_settings(source: str, cls: type[FewLabelDataModule], given: Mapping[str, Any]) -> None:
+    """Refuse settings that a data module does not have.
 
     Args:
         source: Source as the user named it.
-        modality: Modality of what it holds.
+        cls: Data module for the source.
         given: Settings of the user by name; None for those that he left out.
 
     Raises:
-        InputError: The data module of this modality has no such setting.
+        InputError: The data module has no such setting.
     """
-    known, plural = _list_settings(modality), InputSpec(modality, ()).plural
+    known, plural = list_settings(cls), InputSpec(find_modality(source), ()).plural
     for name, value in given.items():
         if value is not None and name not in known:
-            raise InputError(f"{name} is {value!r}, and source {source!r} holds {plural}: leave it out")
+            raise InputError(
+                f"{name} is {value!r}, and source {source!r} holds {plural}{cls.in_addition}: leave it out"
+            )
 
 
-def _list_settings(modality: str) -> set[str]:
-    return {*inspect.signature(get_data_class(modality).__init__).parameters}
+def list_settings(cls: type[FewLabelDataModule]) -> set[str]:
+    """Return the names of the settings of a data module.
+
+    Args:
+        cls: Data module.
+    """
+    return {*inspect.signature(cls.__init__).parameters}

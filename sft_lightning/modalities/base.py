@@ -48,6 +48,8 @@ class Modality:
         name: Name, as `InputSpec.modality` has it.
         noun: Word for one example.
         data_module: Class of its data module.
+        mask_data_module: Class of the data module of examples with masks.
+        mask_detector: Function from the name of a source to whether its examples have masks.
         detector: Function from the name of a source to whether it holds such examples; sources that no modality knows
             belong to the one without a detector.
         networks: Module whose `build_from_spec` builds its networks by name; it may have an `adapt_spec`.
@@ -64,6 +66,8 @@ class Modality:
     name: str
     noun: str = "example"
     data_module: str = ""
+    mask_data_module: str = ""
+    mask_detector: str = ""
     detector: str = ""
     networks: str = ""
     kept_files: str = ""

@@ -123,6 +123,14 @@ class Encoder(nn.Module, ABC):
         """
         raise InputError(f"backbone {self.name!r} gives no maps, from which pixels are classified: choose another one")
 
+    def stack_maps(self) -> None:
+        """Make the features a map, (B, F, h, w), of the network's own maps, on top of which nothing learns.
+
+        Raises:
+            InputError: The encoder has no maps.
+        """
+        raise InputError(f"backbone {self.name!r} gives no maps, from which pixels are classified: choose another one")
+
     def scale_maps(self, draw: Callable[[int, int], Tensor]) -> AbstractContextManager[None]:
         """Return a context in which the channels of the maps that enter the decoder are scaled.
 

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sft_lightning.classifiers import Classifier, LogisticRegression
+from sft_lightning.classifiers import Classifier, LinearClassifier, LogisticRegression
 from sft_lightning.classifiers.whitening import MAX_UNWHITENED, MAX_WHITENED, Whitened
 from sft_lightning.data.contract import FewLabelData, few_label_data
 from sft_lightning.data.eval_batches import choose_at_random, choose_by_class
@@ -20,6 +20,7 @@ from sft_lightning.paradigms.base import resolve_input_spec
 from sft_lightning.paradigms.feature_cache import MOST, features, give_features
 from sft_lightning.paradigms.without_steps import WithoutSteps
 from sft_lightning.tasks.make_task import make_task
+from sft_lightning.tasks.pixel_samples import sample_pixels
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import InputSpec
 
@@ -66,19 +67,15 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
             std: Standard deviation of the pixels for normalization; null for that of the weights.
             whiten: Number of whitened principal components of all examples to classify, such as 64 for graphs of
                 pixels; null for the features themselves.
-            max_examples: Largest number of examples to learn from, labeled ones first; the seed chooses. null for
-                60,000 with `whiten` and 20,000 without.
-            target: What examples have: `class`, or `class_set` for several classes. The command line takes it from the
+            max_examples: Largest number of examples, or of pixels of masks, to learn from, labeled ones first; the seed
+                chooses. null for 60,000 with `whiten` and 20,000 without.
+            target: What examples have: `class`, `class_set` for several classes, or `mask` for one of each pixel, of
+                which a linear classifier takes the backbone's maps side by side. The command line takes it from the
                 data.
 
         Raises:
             InputError: A setting is out of its range, the backbone is unknown, or the weights or classifier do not fit.
         """
-        if target == "mask":
-            raise InputError(
-                f"{type(self).__name__} is for classification, and the examples have masks: use FineTuneClassifier or "
-                "SemiSupervisedModule"
-            )
         super().__init__(make_task(target, num_classes), optimizer=None, lr_scheduler=None)
         if not isinstance(classifier, Classifier | None):
             raise InputError(
@@ -86,11 +83,15 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
             )
         if target == "class_set":
             (classifier or LogisticRegression()).require_sets()
+        if self.task.is_dense:
+            _check_pixel_classifier(classifier, whiten)
         check_min(1, whiten=whiten, max_examples=max_examples)
         self.save_hyperparameters(ignore=["classifier"])
         spec = resolve_input_spec(input_spec, None, (3, 224, 224))
         self.hparams["input_spec"] = spec.to_dict()
         self.backbone, _ = build_encoder(backbone, spec, weights, mean, std)
+        if self.task.is_dense:
+            self.backbone.stack_maps()
         self.backbone.requires_grad_(False)
         self.classifier_name = type(classifier or LogisticRegression()).__name__
         self.head = classifier or LogisticRegression()
@@ -140,8 +141,8 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
 
     @property
     def _caches(self) -> bool:
-        """Whether the features are worth a file: pixels are read as fast from their own."""
-        return any(True for _ in self.backbone.parameters())
+        """Whether the features are worth a file: pixels are read as fast from their own, and maps are too large."""
+        return not self.task.is_dense and any(True for _ in self.backbone.parameters())
 
     @torch.no_grad()
     def _fit_head(self, data: FewLabelData) -> None:
@@ -149,6 +150,14 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
         if not len(data.splits["labeled"]):
             raise InputError(f"the data gives no label to fit {self.classifier_name} to: set num_labels, or add labels")
         seed, unlabeled = data.request.seed, data.splits["unlabeled"]
+        if self.task.is_dense:
+            with self.trainer.precision_plugin.forward_context():
+                each = max(1, self.max_examples // len(data.splits["labeled"]))
+                sample = sample_pixels(self.backbone, data.batches_of("labeled", self.device), each, seed)
+            self.head.fit(sample.x, sample.y, None, self.num_classes).to(self.device)
+            what = f"{len(sample.y):,} pixels of {len(data.splits['labeled']):,} masks"
+            rank_zero_info(f"{self.classifier_name} is fitted to {what} in {time.monotonic() - begin:.1f} s.")
+            return
         self.backbone.fit_inputs(batch.x for batch in data.training_batches(self.max_examples, self.device))
         x, y = self._compute_features(data, choose_by_class(data.splits["labeled"], self.max_examples, seed))
         others, left = None, self.max_examples - len(x)
@@ -200,5 +209,15 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
         if not self.head.num_classes:
             raise InputError(f"{self.classifier_name} is not fitted: call `fit`, or load a checkpoint")
         with torch.autocast(features.device.type, enabled=False):
-            logits: Tensor = self.head(features.float())
-        return logits
+            return self.task.apply_classifier(self.head, features.float())
+
+
+def _check_pixel_classifier(classifier: Classifier | None, whiten: int | None) -> None:
+    """Refuse what pixels of masks have not."""
+    if not isinstance(classifier, LinearClassifier | None):
+        raise InputError(
+            f"classifier is {type(classifier).__name__}, and the examples have masks: give LogisticRegression, Ridge "
+            "or NearestClassMean"
+        )
+    if whiten is not None:
+        raise InputError(f"whiten is {whiten}, and the examples have masks, whose maps are not whitened: leave it out")

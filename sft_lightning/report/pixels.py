@@ -187,12 +187,18 @@ def _draw_panels(
     wrong = (target >= 0) & (target != decided)
     gray = x.mean(0, keepdim=True).expand(3, -1, -1)
     marked = torch.where(wrong, torch.tensor(_WRONG)[:, None, None] / 255, 0.5 + gray / 2)
-    panels = [(x, identifier), (_cover(x, target, colors), "true mask"), (_cover(x, decided, colors), "predicted mask")]
+    panels = [(x, identifier), (cover(x, target, colors), "true mask"), (cover(x, decided, colors), "predicted mask")]
     return [figures.embed_image(shown, text, _SIDE) for shown, text in [*panels, (marked, "wrong pixels")]]
 
 
-def _cover(x: Tensor, mask: Tensor, colors: Sequence[tuple[int, int, int]]) -> Tensor:
-    """Return an image under the colors of a mask, (3, H, W) in [0, 1]."""
+def cover(x: Tensor, mask: Tensor, colors: Sequence[tuple[int, int, int]]) -> Tensor:
+    """Return an image under the colors of a mask, (3, H, W) in [0, 1].
+
+    Args:
+        x: Image in [0, 1], (C, H, W).
+        mask: Classes of its pixels, (H, W); -1 stands for the last color.
+        colors: Color of each class.
+    """
     pixels = (x.expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
     covered = lay_over(pixels, mask.to(torch.int16).numpy(), colors)
     return torch.from_numpy(np.asarray(covered).copy()).permute(2, 0, 1) / 255
@@ -216,7 +222,7 @@ def render_label_next(evaluation: PixelEvaluation, path: Path, count: int) -> Ma
     for i, (order, identifier, value) in zip(positions, rows, strict=True):
         x = evaluation.data.inputs_of(unlabeled.name, [i])
         assert isinstance(x, Tensor)
-        covered = _cover(x[0], evaluation.compute_logits(x)[0].argmax(0), evaluation.data.palette)
+        covered = cover(x[0], evaluation.compute_logits(x)[0].argmax(0), evaluation.data.palette)
         pair = [figures.embed_image(x[0], identifier), figures.embed_image(covered, "predicted mask")]
         tiles.append((render_examples(pair, "pair"), [f"{order}.", f"uncertainty {value}", identifier]))
     note = (

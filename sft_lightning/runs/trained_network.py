@@ -46,7 +46,10 @@ class TrainedNetwork:
         spec = InputSpec.parse(self.metadata["input_spec"])
         network, _ = build_encoder(self.metadata["backbone"], spec, imports=False)
         if self.is_dense:
-            network.add_decoder({})
+            if any(name.startswith("decoder.") for name in self.backbone):
+                network.add_decoder({})
+            else:
+                network.stack_maps()
         try:
             network.load_state_dict(self.backbone)
         except RuntimeError as error:  # torch lists each tensor on a line of its own

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from markupsafe import Markup
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,6 +48,8 @@ class Delivery:
         doubts: What the held-out prediction says of each doubtful label.
         advice: Sentences about what would help most.
         caveat: Sentence about classes that are spread otherwise over the unlabeled examples than over the labels.
+        next_shown: How a page shows the examples to label next; empty where it shows them as they are.
+        writes: What `predict` writes of new examples.
         not_exported: Reason for the lack of an exported file, by its name.
     """
 
@@ -58,6 +61,8 @@ class Delivery:
     doubts: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     caveat: str = ""
+    next_shown: list[Markup] = field(default_factory=list)
+    writes: str = "calibrated probabilities"
     not_exported: dict[str, str] = field(default_factory=dict)
 
 
@@ -76,7 +81,7 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
     data = source.data
     cli = train(recipe, source, None, name)
     model = cli.model
-    _remove_earlier(folder)
+    remove_earlier(folder)
     known = calibrate(repeated, source)
     delivery, thresholds = Delivery(get_run(cli), known), torch.tensor(known.thresholds)
     if known.value != 1 or known.thresholds:
@@ -102,13 +107,25 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
     held_out = repeated.mean(0)
     _doubt_labels(held_out, source, delivery)
     delivery.advice = _advise(held_out, source, delivery)
+    delivery.not_exported = export_all(delivery.run, folder)
+    return delivery
+
+
+def export_all(run: Path, folder: Path) -> dict[str, str]:
+    """Export a model in all formats, and return the reason for the lack of each file that cannot be written.
+
+    Args:
+        run: Folder of the run.
+        folder: Folder of the solution.
+    """
+    reasons = {}
     for name, language in EXPORTS.items():
         try:
             with silence_logs():
-                export(str(delivery.run), format=language, out=str(folder / name))
+                export(str(run), format=language, out=str(folder / name))
         except InputError as error:
-            delivery.not_exported[name] = str(error).partition(": ")[0]
-    return delivery
+            reasons[name] = str(error).partition(": ")[0]
+    return reasons
 
 
 def _predict_pool(model: nn.Module, source: LabeledSource, space: Space, temperature: float) -> Tensor:
@@ -151,8 +168,12 @@ def compare_shares(
     )
 
 
-def _remove_earlier(folder: Path) -> None:
-    """Remove the files of an earlier call, which may have had another source or no pool, the summary of them first."""
+def remove_earlier(folder: Path) -> None:
+    """Remove the files of an earlier call, which may have had another source or no pool, the summary of them first.
+
+    Args:
+        folder: Folder of the solution.
+    """
     names = (SUMMARY, "report.html", "predictions.csv", "label_next.csv")
     for path in (*(folder / name for name in names), *folder.glob("model*.*")):
         path.unlink(missing_ok=True)

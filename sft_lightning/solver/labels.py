@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,8 @@ from sft_lightning.data.class_folds import find_unjudged, make_folds
 from sft_lightning.data.copies import find_exact_copies, group_copies
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.issues import Finding
-from sft_lightning.data.open_data import check_settings, find_modality, get_data_class
-from sft_lightning.data.set_folds import divide_sets, find_unjudged_classes
+from sft_lightning.data.open_data import check_settings, find_data_class, find_modality, list_settings
+from sft_lightning.data.set_folds import UNJUDGED, divide_sets, find_unjudged_classes
 from sft_lightning.data.source import concatenated
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
@@ -93,10 +93,15 @@ class LabeledSource:
         return int(self.folds.max()) + 1
 
     @cached_property
+    def memberships(self) -> Tensor | None:
+        """Return 1 for each class that a labeled example has and 0 for the others, (N, C); None for one each."""
+        return self.data.labeled_memberships()
+
+    @cached_property
     def unjudged(self) -> list[str]:
         """Names of the classes whose only label, or group, is never held out."""
-        if self.targets.ndim == 2:
-            found = find_unjudged_classes(self.targets.numpy(), self.folds, self.groups)
+        if self.memberships is not None:
+            found = find_unjudged_classes(self.memberships.numpy(), self.folds, self.groups)
         else:
             found = find_unjudged(self.labels.numpy(), self.folds[None])
         return [self.data.class_names[label] for label in found]
@@ -126,6 +131,9 @@ class LabeledSource:
             return digest.hexdigest()
         for name in ("labeled", "unlabeled", "test"):
             digest.update(self.data.fingerprint(name).encode())
+            split = self.data.splits[name]
+            if self.data.target == "mask":  # whose masks are not part of the fingerprints
+                digest.update(b"".join(split.part.storage.contents(split.indices)))
         digest.update(repr((self.targets.tolist(), self.divisions.tolist())).encode())
         return digest.hexdigest()
 
@@ -185,7 +193,7 @@ class LabeledSource:
             fold: Number of the fold, or None for all labels.
         """
         given = {"source": self.name, **self.settings, "split_file": str(self.write_split(fold))}
-        if self.is_cached:
+        if self.is_cached and "cache" in list_settings(type(self.data)):
             given["cache"] = str(self.folder / DECODED)
         return [f"--data={type(self.data).__name__}", *(f"--data.{name}={value}" for name, value in given.items())]
 
@@ -218,13 +226,13 @@ def read_source(
         InputError: The source cannot be opened, or has labels of fewer than two classes.
     """
     modality = get_modality(find_modality(name))
-    check_settings(name, modality.name, {"image_size": image_size, **given})
+    make: Callable[..., FewLabelDataModule] = find_data_class(name)
+    check_settings(name, find_data_class(name), {"image_size": image_size, **given})
     given = {setting: value for setting, value in {"labels": labels, **given}.items() if value is not None}
-    make: Callable[..., FewLabelDataModule] = get_data_class(modality.name)
     skipping, has_sides = modality.solve.skipping, modality.solve.has_sides
     own: dict[str, Any] = {"root": root, skipping: "skip"} if skipping else {}
     settings = {**own, "seed": str(seed)}
-    if has_sides:
+    if "download" in list_settings(find_data_class(name)):
         own["download"] = download
     settings |= {setting: one if isinstance(one, str) else json.dumps(one) for setting, one in given.items()}
 
@@ -247,6 +255,8 @@ def read_source(
     counts = data.labeled_counts()
     labeled = data.splits["labeled"]
     has_sets = data.target == "class_set"
+    if data.target == "mask":
+        _check_masks(name, data)
     named = int((counts > 0).sum())
     if has_sets and not bool(((counts > 0) & (counts < len(labeled))).any()):
         raise InputError(
@@ -263,15 +273,33 @@ def read_source(
     groups = group_copies(labeled)
     try:
         repeats = max(1, min(MAX_REPEATS, _REPEATED // max(1, len(labeled))))
-        if has_sets:
-            targets = data.make_targets(labeled.labels).numpy()
-            divisions = divide_sets(targets, groups, MAX_FOLDS, repeats, seed)
+        memberships = data.labeled_memberships()
+        if memberships is not None:
+            divisions = divide_sets(memberships.numpy(), groups, MAX_FOLDS, repeats, seed)
+            if data.target == "mask":  # one without a pixel that counts judges nothing
+                divisions[:, (memberships.sum(1) == 0).numpy()] = UNJUDGED
         else:
             divisions = make_folds(labeled.labels.numpy(), groups, MAX_FOLDS, repeats, seed, data.class_names)
     except InputError as error:
         copies = find_exact_copies([labeled]).count
         raise InputError(f"{error} ({copies:,} labeled examples copy others)" if copies else str(error)) from error
     return LabeledSource(name, data, settings, divisions, groups, folder, reopen, modality, image_size)
+
+
+def _check_masks(name: str, data: FewLabelDataModule) -> None:
+    """Refuse masks from which nothing can be learned or judged."""
+    masks, counts = len(data.splits["labeled"]), data.labeled_counts()
+    if masks < 2:
+        raise InputError(
+            f"source {name!r} has {masks} mask(s){_describe_unreadable(data)}: add some, since one is held out to "
+            "judge what the others teach"
+        )
+    named = [one for one, count in zip(data.class_names, counts.tolist(), strict=True) if count]
+    if len(named) < 2:
+        raise InputError(
+            f"source {name!r} has {masks:,} masks of {len(named)} class(es) ({', '.join(named)}): add masks with "
+            "pixels of another class"
+        )
 
 
 def _join_validation(data: FewLabelDataModule, num_labels: int | None) -> None:
@@ -315,6 +343,8 @@ def _open_at_size(
         if "image_size" not in str(error):
             raise
     data = reopen(image_size=MAX_SIDE)
+    if data.target == "mask":
+        return data, {"image_size": MAX_SIDE}  # larger ones are a decision of the plan
     shape = find_small_shape([data.splits[name] for name in ("labeled", "unlabeled", "test")], MAX_SIDE)
     if shape is None:
         return data, {"image_size": MAX_SIDE}
@@ -342,16 +372,3 @@ def _describe_unreadable(data: FewLabelDataModule) -> str:
         return ""
     path, reason = min(data.bad.reasons.items())
     return f", and {len(data.bad.reasons):,} file(s) cannot be read, such as {path!r} ({reason})"
-
-
-def describe_counts(names: Sequence[str], counts: Tensor) -> str:
-    """Return the numbers of labels of the classes in one sentence.
-
-    Args:
-        names: Names of the classes.
-        counts: Number of labels of each class, (C,).
-    """
-    low, high = int(counts.argmin()), int(counts.argmax())
-    if counts[low] == counts[high]:
-        return f"{int(counts[low])} labels for each of {len(names)} classes"
-    return f"{len(names)} classes with {int(counts[low])} ({names[low]}) to {int(counts[high])} ({names[high]}) labels"

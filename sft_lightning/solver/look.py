@@ -12,7 +12,7 @@ from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.modalities import Modality
 from sft_lightning.solver.find_starts import DEFAULT, FoundStart
-from sft_lightning.solver.labels import LabeledSource, describe_counts
+from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.utils.cpu import count_cores
 
 _SAMPLED = 48  # files whose sizes are looked at
@@ -27,10 +27,9 @@ def describe_source(source: LabeledSource) -> list[str]:
     """
     data = source.data
     held = f", {len(data.splits['test']):,} for a test" if source.has_test else ""
-    counts = describe_counts(data.class_names, data.labeled_counts())
     lines = [
         f"{data.source.name}: {data.input_spec.plural}, {_describe_files(source)}",
-        f"labels:   {counts}, {source.pool_size:,} unlabeled{held}",
+        f"labels:   {data.describe_labels()}, {source.pool_size:,} unlabeled{held}",
     ]
     if source.groups is not None:
         copies = find_exact_copies([data.splits["labeled"]]).count

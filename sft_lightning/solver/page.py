@@ -39,7 +39,7 @@ def render_solution(
     ]
     if delivery.next_labels:
         ids = [data.splits["unlabeled"].ids[i] for i in delivery.next_labels]
-        examples = embed_examples(data, "unlabeled", delivery.next_labels, ids)
+        examples = delivery.next_shown or embed_examples(data, "unlabeled", delivery.next_labels, ids)
         tiles = [
             (example, [f"{order}.", one]) for order, (example, one) in enumerate(zip(examples, ids, strict=True), 1)
         ]
@@ -61,9 +61,10 @@ def render_solution(
 
 
 def _describe_use(name: str, delivery: Delivery) -> list[str]:
-    sentences = [f"sft-lightning predict {LOGS}/solve/{name} NEW_DATA writes their calibrated probabilities."]
+    sentences = [f"sft-lightning predict {LOGS}/solve/{name} NEW_DATA writes their {delivery.writes}."]
     if ONNX not in delivery.not_exported:
-        sentences.append(f"{ONNX} runs without this package; model_card.md shows how, with the temperature.")
+        how = ", with the temperature" if delivery.calibration.value != 1 else ""
+        sentences.append(f"{ONNX} runs without this package; model_card.md shows how{how}.")
         if delivery.not_exported:
             sentences.append("It holds vectors of examples that it classifies by: share it as you would share them.")
     for file, reason in delivery.not_exported.items():

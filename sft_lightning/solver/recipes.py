@@ -37,7 +37,7 @@ from sft_lightning.transfer.vectors import choose_device, stack_vectors
 
 _CHOSEN = "chosen"  # name of a split whose vectors are computed
 MAX_GRAPH = 20_000  # examples of a graph, labeled ones first
-_QUIET = (
+QUIET = (
     "--trainer.enable_progress_bar=false",
     "--trainer.limit_val_batches=0",
     "--trainer.enable_model_summary=false",
@@ -135,8 +135,9 @@ class Recipe:
         argv: Options of `fit`.
         steps: Number of optimizer steps of a training; 0 for classifiers that take none.
         batch: Number of examples of a step.
-        cross_fit: Function from the source to the probabilities of the labeled examples, (R, N, C), each by a
-            classifier that has not seen its fold, in each division; None where `fit` is run for each fold of the first.
+        cross_fit: Function from the source to the probabilities of the labeled examples, (R, N, C), or of masks to
+            their scores, (R, N), each by a classifier that has not seen its fold, in each division; None where `fit`
+            is run for each fold of the first.
     """
 
     name: str
@@ -231,43 +232,48 @@ def cross_fit(
     known: Tensor | None = None,
     keep: Callable[[Tensor], None] | None = None,
     seconds: float = math.inf,
+    predict: Callable[[SFTCLI], Tensor] = lambda cli: predict_split(cli.model, cli.datamodule, "test"),
 ) -> Tensor:
-    """Return the probabilities of all labeled examples by classifiers that have not seen their fold, (R, N, C).
+    """Return the predictions of all labeled examples by classifiers that have not seen their fold, (R, N, ...).
 
-    R is the number of divisions into folds, or 1 for trainings.
+    R is the number of divisions into folds, or 1 for trainings. Predictions are probabilities, (R, N, C), by default.
 
     Args:
         recipe: Recipe to judge.
         source: Source with its folds; examples in no fold get NaN.
         name: Name of the runs below `lightning_logs`.
         report: Function that gets a line of progress.
-        known: Probabilities of an earlier call, NaN in the folds that it has not come to; None without one.
-        keep: Function that gets the probabilities after each fold.
+        known: Predictions of an earlier call, NaN in the folds that it has not come to; None without one.
+        keep: Function that gets the predictions after each fold.
         seconds: Time for all folds.
+        predict: Function from a training to the predictions of its fold, (K, ...).
 
     Raises:
         OutOfTimeError: The folds so far show that all would take longer.
     """
     if recipe.cross_fit is not None:
         return recipe.cross_fit(source)
-    nothing = torch.full((1, len(source.labels), source.data.num_classes), float("nan"))
-    probabilities = nothing if known is None else known.clone()
+    found = None if known is None else known.clone()
     begin, trained = time.monotonic(), 0
     for fold in range(source.num_folds):
         held = torch.from_numpy(source.folds == fold)
-        if not bool(probabilities[0, held].isnan().any()):
+        if found is not None and not bool(found[0, held].isnan().any()):
             continue
         started = time.monotonic()
         cli = train(recipe, source, fold, f"{name}/fold_{fold}")
-        probabilities[0, held] = predict_split(cli.model, cli.datamodule, "test")
+        predicted = predict(cli)
+        if found is None:
+            found = torch.full((1, len(source.labels), *predicted.shape[1:]), float("nan"))
+        found[0, held] = predicted
         trained += 1
         report(f"  {recipe.name}: fold {fold + 1} of {source.num_folds} in {time.monotonic() - started:.0f} s")
         if keep is not None:
-            keep(probabilities)
+            keep(found)
         elapsed, left = time.monotonic() - begin, source.num_folds - fold - 1
         if left and elapsed + left * elapsed / trained > seconds:
             raise OutOfTimeError(f"{elapsed / trained:.0f} s for a fold were too many")
-    return probabilities
+    assert found is not None
+    return found
 
 
 def train(recipe: Recipe, source: LabeledSource, fold: int | None, name: str) -> SFTCLI:
@@ -291,7 +297,7 @@ def fit(argv: list[str], name: str) -> SFTCLI:
     """
     with preserve_process(), silence_logs():
         silence_third_party()
-        return command(["fit", *argv, *_QUIET, f"--run_name={name}", "--seed_everything=0"])
+        return command(["fit", *argv, *QUIET, f"--run_name={name}", "--seed_everything=0"])
 
 
 def get_run(cli: SFTCLI) -> Path:
@@ -299,7 +305,7 @@ def get_run(cli: SFTCLI) -> Path:
     return Path(str(cli.trainer.log_dir))
 
 
-def _list_folds(source: LabeledSource) -> Iterator[tuple[int, Tensor]]:
+def list_folds(source: LabeledSource) -> Iterator[tuple[int, Tensor]]:
     """Yield the number of each division, and which labeled examples each of its folds holds out, bool, (N,)."""
     for number, division in enumerate(source.divisions):
         for fold in range(int(division.max()) + 1):
@@ -308,7 +314,7 @@ def _list_folds(source: LabeledSource) -> Iterator[tuple[int, Tensor]]:
 
 def _cross_fit_classifier(x: Tensor, source: LabeledSource, make: Callable[[], Classifier]) -> Tensor:
     probabilities = torch.full((len(source.divisions), len(x), source.data.num_classes), float("nan"))
-    for number, held in _list_folds(source):
+    for number, held in list_folds(source):
         classifier = make().fit(x[~held], source.targets[~held], num_classes=source.data.num_classes)
         probabilities[number, held] = classifier.predict_proba(x[held])
     return probabilities
@@ -329,7 +335,7 @@ def _spread(space: Space, source: LabeledSource) -> Tensor:
     graph = normalize_graph(nearest)
     count, classes = len(space.labeled), source.data.num_classes
     probabilities = torch.full((len(source.divisions), count, classes), float("nan"))
-    for number, held in _list_folds(source):
+    for number, held in list_folds(source):
         known = (~held).nonzero()[:, 0]
         own = source.targets[known]
         spread = spread_sets(graph, known, own) if has_sets else spread_labels(graph, known, own, classes)
@@ -347,7 +353,7 @@ def _smooth(space: Space, source: LabeledSource) -> Tensor:
     nearest = nearest.gather(1, is_other.long().argsort(dim=1, descending=True, stable=True)[:, :k])
     classes = source.data.num_classes
     probabilities = torch.full((len(source.divisions), count, classes), float("nan"))
-    for number, held in _list_folds(source):
+    for number, held in list_folds(source):
         known = source.targets[~held]
         linear = LogisticRegression().fit(space.labeled[~held], known, num_classes=classes)
         votes = linear.predict_proba(every)

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from sft_lightning.data.vision.images import Resize
 from sft_lightning.runs.lock import lock_folder
 from sft_lightning.runs.paths import LOGS, check_run_name
-from sft_lightning.solver.defects import compare_with_detector
+from sft_lightning.solver.defects import DefectComparison, compare_with_detector
 from sft_lightning.solver.deliver import Delivery, deliver, test
 from sft_lightning.solver.find_starts import NONE, FoundStart, check_knowledge, fetch_default, find_starts
+from sft_lightning.solver.judged import JudgedRecipe, JudgedRecipes
 from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.look import describe_source, describe_starts
+from sft_lightning.solver.mask_delivery import deliver_masks
+from sft_lightning.solver.mask_trials import MaskTrials
 from sft_lightning.solver.page import render_solution
 from sft_lightning.solver.plan import Plan
 from sft_lightning.solver.recipes import train
@@ -28,8 +32,9 @@ from sft_lightning.solver.slurm import find_job, solve_on_slurm
 from sft_lightning.solver.solution import Solution
 from sft_lightning.solver.starts import Start
 from sft_lightning.solver.trainings import judge_trainings
-from sft_lightning.solver.trials import Result, Trials
+from sft_lightning.solver.trials import Trials
 from sft_lightning.solver.verdict import format_estimate, format_verdict
+from sft_lightning.study.folds import score_examples
 from sft_lightning.study.judge import Comparison, compare, compare_on_test, estimate_chosen, score_choice
 from sft_lightning.transfer.candidates import Candidate, check_candidate, load_candidate, resolve_candidates
 from sft_lightning.utils.atomic import write_json, write_text
@@ -49,6 +54,7 @@ def solve(
     resize: Resize = "crop",
     value_range: tuple[float, float] | None = None,
     class_names: list[str] | None = None,
+    class_colors: dict[str, list[int]] | None = None,
     seed: int = 0,
     root: str = "data",
     download: bool = False,
@@ -81,6 +87,7 @@ def solve(
         value_range: Values of black and white in images of more than 8 bits, as in [0, 4095]; null for the scale that
             `data.init_args.value_range` describes.
         class_names: Names of the classes in the order of their numbers; null for those of the source.
+        class_colors: Color of each class in masks that hold colors, as in {road: [128, 64, 128]}.
         seed: Seed of the folds and of the labels, if fewer than all are used.
         root: Folder that holds torchvision data sets.
         download: Whether to fetch a torchvision data set that is not in `root`, and a published start where none is at
@@ -121,8 +128,10 @@ def solve(
                 source, folder, num_labels, image_size, seed, root, labels, download,
                 resize=None if resize == "crop" else resize, value_range=value_range, class_names=class_names,
                 label_separator=label_separator, label_columns=label_columns,
+                class_colors=class_colors,
             )  # fmt: skip
-            return _Solver(opened, minutes, name, folder, begin).run(named, download)
+            make = _MaskSolver if opened.data.target == "mask" else _Solver
+            return make(opened, minutes, name, folder, begin).run(named, download)
         except (StoppedBySignal, KeyboardInterrupt) as error:
             number = error.signal if isinstance(error, StoppedBySignal) else signal.SIGINT
             stopped = signal.Signals(number).name
@@ -160,11 +169,13 @@ def _stop_on_sigterm() -> Iterator[None]:
 class _Solver:
     """The steps of one call."""
 
+    trials_class: type[JudgedRecipes[Any]] = Trials
+
     def __init__(self, source: LabeledSource, minutes: float, name: str, folder: Path, begin: float) -> None:
         self.source, self.begin, self.name, self.folder = source, begin, name, folder
         self.plan = Plan(folder / "plan.json", source.key, minutes, begin)
         self.starts: Sequence[Start] = ()
-        self.trials = Trials(source, self.plan, name, folder, self.report)
+        self.trials: Any = self.trials_class(source, self.plan, name, folder, self.report)
 
     def report(self, text: str) -> None:
         """Print a line of progress with the seconds so far."""
@@ -174,7 +185,16 @@ class _Solver:
         """Look, plan, compare, choose, train and deliver."""
         for line in describe_source(self.source):
             self.report(line)
-        found = self.find_starts(candidates, download)
+        best = self.compare(self.find_starts(candidates, download))
+        self.report(f"Chosen: {best.recipe.name}; training it on all {len(self.source.labels)} labels.")
+        return self.conclude(best, self.deliver(best, f"solve/{self.name}/model"))
+
+    def compare(self, found: list[FoundStart]) -> Any:
+        """Plan and judge recipes, and return the best result.
+
+        Args:
+            found: Starts at hand.
+        """
         trials = self.trials
         trials.judge_pixels()
         starts = self.starts = trials.plan_starts(found)
@@ -186,11 +206,33 @@ class _Solver:
         trials.judge_pretrained(pretraining)
         trials.judge_continued()
         judge_trainings(trials)
-        best = trials.results[trials.choose()]
-        self.report(f"Chosen: {best.recipe.name}; training it on all {len(self.source.labels)} labels.")
-        name = f"solve/{self.name}/model"
-        delivery = deliver(best.recipe, best.probabilities, best.source, best.space, name, self.folder)
-        return self.conclude(best, delivery)
+        return trials.results[trials.choose()]
+
+    def deliver(self, best: Any, name: str) -> Delivery:
+        """Train the best recipe on all labels, and write the files.
+
+        Args:
+            best: Best result.
+            name: Name of the run below `lightning_logs`.
+        """
+        return deliver(best.recipe, best.probabilities, best.source, best.space, name, self.folder)
+
+    def score_test(self, result: Any, model: Any) -> Tensor:
+        """Return the scores of the source's own test split, (T,).
+
+        Args:
+            result: Result of the recipe.
+            model: Model that was trained by it.
+        """
+        return test(model, result.source, calibrate(result.probabilities, result.source))
+
+    def compare_defects(self, best: Any) -> DefectComparison | None:
+        """Compare the best recipe with a detector of defects, where one class is named like normal examples.
+
+        Args:
+            best: Best result.
+        """
+        return compare_with_detector(self.source, best.probabilities[0], self.starts, self.plan.seconds)
 
     def find_starts(self, candidates: list[Candidate] | None, download: bool) -> list[FoundStart]:
         """Return the starts that the user named, or those at hand, and print them."""
@@ -215,21 +257,22 @@ class _Solver:
 
     # --- the end
 
-    def compare_on_test(self, best: Result, with_pool: Result, reference: Result, delivery: Delivery) -> Comparison:
+    def compare_on_test(
+        self, best: JudgedRecipe, with_pool: JudgedRecipe, reference: JudgedRecipe, delivery: Delivery
+    ) -> Comparison:
         """Compare the best recipes with and without the unlabeled examples on the source's own test split."""
         scores = {best.recipe.name: delivery.test_scores}
         for result in (with_pool, reference):
             if result.recipe.name not in scores:
                 self.report(f"Training {result.recipe.name} on all labels, to compare on the test examples.")
                 cli = train(result.recipe, result.source, None, f"solve/{self.name}/compared")
-                known = calibrate(result.probabilities, result.source)
-                scores[result.recipe.name] = test(cli.model, result.source, known)
+                scores[result.recipe.name] = self.score_test(result, cli.model)
         ours, theirs = (scores[result.recipe.name] for result in (with_pool, reference))
         assert ours is not None
         assert theirs is not None
         return compare_on_test(ours.numpy(), theirs.numpy())
 
-    def conclude(self, best: Result, delivery: Delivery) -> Solution:
+    def conclude(self, best: JudgedRecipe, delivery: Delivery) -> Solution:
         """Judge, and write the summary and the page."""
         trials = self.trials
         chosen = estimate_chosen(np.stack([result.scores for result in trials.results]), trials.folds, trials.groups)
@@ -248,7 +291,7 @@ class _Solver:
         verdict = format_verdict(
             best.recipe.name, len(trials.results), self.source, chosen, comparison, reference.recipe.name, delivery
         )  # fmt: skip
-        defects = compare_with_detector(self.source, best.probabilities[0], self.starts, self.plan.seconds)
+        defects = self.compare_defects(best)
         if defects is not None:
             verdict.insert(len(verdict) - len(delivery.advice), str(defects))
         rows = [
@@ -282,3 +325,26 @@ class _Solver:
         write_text(self.folder / "report.html", page)
         write_json(self.folder / "summary.json", summary)  # last, since it says that all is there
         return Solution(self.folder, verdict, rows, delivery.run, summary)
+
+
+class _MaskSolver(_Solver):
+    """The steps of one call for examples with masks."""
+
+    trials_class = MaskTrials
+
+    def compare(self, found: list[FoundStart]) -> JudgedRecipe:
+        """Plan and judge recipes, and return the best result."""
+        trials: MaskTrials = self.trials
+        trials.compare(found)
+        return trials.results[trials.choose()]
+
+    def deliver(self, best: JudgedRecipe, name: str) -> Delivery:
+        """Train the best recipe on all masks, and write the files."""
+        return deliver_masks(best, self.trials.judged, name, self.folder)
+
+    def score_test(self, result: JudgedRecipe, model: Any) -> Tensor:
+        """Return the scores of the source's own test split, (T,)."""
+        return score_examples(model, result.source.data, result.source.task, "test")
+
+    def compare_defects(self, best: JudgedRecipe) -> None:
+        """Compare nothing: masks are of defects themselves."""

@@ -1,19 +1,15 @@
-"""Trainings from the best starts by successive halving: all for a third of the steps, the better half for all of them.
+"""Trainings from the best starts by successive halving: a third of the steps first, all for the better half."""
 
-Jamieson & Talwalkar 2016, "Non-stochastic Best Arm Identification and Hyperparameter Optimization".
-"""
-
-import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.networks.build import build_encoder
+from sft_lightning.solver.judged import halve
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.plan import (
     PATIENCE,
-    RUNG,
     START_SECONDS,
     STEP_OVERHEAD,
     TRAINING_STEPS,
@@ -82,17 +78,7 @@ def judge_trainings(trials: Trials) -> None:
     seconds = max(stage.seconds - final, min(PATIENCE * stage.seconds, plan.count_left(1.0)) - final)
     end = time.monotonic() + seconds
     trainings = trainings[: stage.settings["count"]]
-    if len(trainings) > 1:
-        judged = [(_judge(trials, one, steps // RUNG, end), one) for one in trainings]
-        done = [(result, one) for result, one in judged if result is not None]
-        done.sort(key=lambda pair: -float(pair[0].scores.mean()))
-        kept = math.ceil(len(trainings) / 2)
-        for _, one in done[kept:]:
-            name, better = one.make(steps).name, done[0][0].recipe.name
-            plan.drop(name, f"{name}: {better} is ahead at a third of them")
-        trainings = [one for _, one in done[:kept]]
-    for one in trainings:
-        _judge(trials, one, steps, end)
+    halve(plan, [one.make for one in trainings], steps, lambda i, count: _judge(trials, trainings[i], count, end))
 
 
 def _list_random(trials: Trials) -> list[Space]:

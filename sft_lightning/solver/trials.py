@@ -1,20 +1,18 @@
 """Trials of recipes that take no training of their own: pixels, features of each start, and of pre-training."""
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.solver.find_starts import FoundStart
+from sft_lightning.solver.judged import JudgedRecipe, JudgedRecipes
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.plan import (
     CONTINUED_SHARE,
@@ -35,59 +33,34 @@ from sft_lightning.solver.plan import (
     format_seconds,
 )
 from sft_lightning.solver.pretraining import count_batch, pretrain
-from sft_lightning.solver.recipes import (
-    MAX_GRAPH,
-    OutOfTimeError,
-    Recipe,
-    Space,
-    cross_fit,
-    make_classifiers,
-)
+from sft_lightning.solver.recipes import MAX_GRAPH, Recipe, Space, make_classifiers
 from sft_lightning.solver.scoring import score_held_out
 from sft_lightning.solver.speed import measure_seconds, predict_graph
 from sft_lightning.solver.starts import Start, load_start
-from sft_lightning.solver.units import read_unit, write_unit
-from sft_lightning.solver.verdict import format_estimate
-from sft_lightning.study.judge import Estimate, choose, estimate_accuracy
 from sft_lightning.transfer.candidates import Candidate
-from sft_lightning.utils.errors import InputError, describe_failure
+from sft_lightning.utils.errors import InputError
 
-_RULES = 4  # of how held-out labels are predicted: another number makes results of earlier versions invalid
 _MIN_WORK = 0.2  # seconds that are enough to measure how busy the machine is
 
 
 @dataclass
-class Result:
-    """Result of one recipe.
+class Result(JudgedRecipe):
+    """Result of a recipe that gives each example probabilities.
 
     Attributes:
-        recipe: Recipe.
         space: Vectors of the start that it learns from.
         probabilities: Probabilities of each labeled example without its fold, (R, N, C), or (1, N, C) of trainings; NaN
             for one in no fold.
-        scores: Score of each judged example in each division, such as 1 where it is right, (R, J).
-        estimate: Mean score with its interval.
     """
 
-    recipe: Recipe
     space: Space
     probabilities: Tensor
-    scores: np.ndarray
-    estimate: Estimate
-
-    @property
-    def source(self) -> LabeledSource:
-        """Source as the recipe sees it."""
-        assert self.space.source is not None
-        return self.space.source
 
 
-class Trials:
+class Trials(JudgedRecipes[Result]):
     """Recipes that were tried, and their results.
 
     Attributes:
-        results: Results so far.
-        failed: Sentences about recipes that failed or took too long.
         count: Number of examples of a graph.
         read_seconds: Measured seconds to read an example.
         graph_seconds: Measured seconds of the features and the classifiers of each space, by name.
@@ -105,10 +78,8 @@ class Trials:
             folder: Folder of the solution.
             report: Function that gets lines of progress.
         """
-        self.source, self.plan, self.name, self.folder, self.report = source, plan, name, folder, report
-        self.spec, self.judged = source.data.input_spec, source.folds >= 0
-        self.results: list[Result] = []
-        self.failed: list[str] = []
+        super().__init__(source, plan, name, folder, report)
+        self.spec = source.data.input_spec
         self.count = min(MAX_GRAPH, len(source.labels) + source.pool_size)
         self.read_seconds, self.graph_seconds = 0.0, dict[str, float]()
         self._passes: dict[str, float] = {}  # seconds of delivery on each space
@@ -136,39 +107,6 @@ class Trials:
         passes = self.num_passes if is_network else self._num_plain_passes
         self._passes[name] = passes * max(seconds, self._full.get(name, 0))
         self.plan.reserved = self.busyness * DELIVERY_SECONDS + max(self._passes.values())
-
-    @property
-    def folds(self) -> np.ndarray:
-        """Fold of each judged example in each division, (R, J)."""
-        folds: np.ndarray = self.source.divisions[:, self.judged]
-        return folds
-
-    @property
-    def groups(self) -> list[str] | None:
-        """Group of each judged example."""
-        given = self.source.groups
-        return None if given is None else [given[i] for i in np.flatnonzero(self.judged).tolist()]
-
-    def choose(self, among: Sequence[int] | None = None) -> int:
-        """Return the position of the best result.
-
-        Args:
-            among: Positions to choose from; None for all.
-        """
-        positions = list(range(len(self.results))) if among is None else list(among)
-        return positions[choose([float(self.results[i].scores.mean()) for i in positions])]
-
-    def announce(self, stage: Stage) -> bool:
-        """Report what a stage does, or why it is left out, and return whether it runs.
-
-        Args:
-            stage: Stage that was decided.
-        """
-        if stage.dropped:
-            self.report(f"Left out: {stage.dropped}.")
-        elif stage.what:
-            self.report(f"Planned: {stage.what}, {format_seconds(stage.seconds)}.")
-        return not stage.dropped
 
     def judge_pixels(self) -> None:
         """Judge the classifiers on pixels, and measure how long it takes to read an example."""
@@ -371,29 +309,12 @@ class Trials:
         """
         assert space.source is not None
         source = space.source
-        key = repr((_RULES, source.key, recipe.name, recipe.argv, recipe.steps, space.digest))
-        unit = hashlib.sha256(key.encode()).hexdigest()
-        path = self.folder / "units" / f"{unit[:32]}.safetensors"
-        probabilities, is_complete = read_unit(path, len(source.labels), source.data.num_classes)
-        if not is_complete:
-            try:
-                if seconds <= 0:
-                    raise OutOfTimeError("the time was used up")
-                name = f"solve/{self.name}/trainings/{unit[:8]}"
-                keep = partial(write_unit, path, recipe.name, False)
-                probabilities = cross_fit(recipe, source, name, self.report, probabilities, keep, seconds)
-            except (InputError, OutOfTimeError) as error:
-                why = str(error) if isinstance(error, OutOfTimeError) else describe_failure(error)
-                self.failed.append(f"{recipe.name}: {why}")
-                self.report(f"{self.failed[-1]}")
-                if not self.results and not recipe.uses_unlabeled:
-                    raise
-                return None
-            write_unit(path, recipe.name, True, probabilities)
-        assert probabilities is not None
-        # Predictions of a training, in one division, stand for all of them: the label is held out in each.
-        scores = np.broadcast_to(score_held_out(probabilities, source), self.folds.shape)
-        result = Result(recipe, space, probabilities, scores, estimate_accuracy(scores, self.folds, self.groups))
+        shape = len(source.labels), source.data.num_classes
+        probabilities = self.predict(recipe, source, space.digest, shape, seconds)
+        if probabilities is None:
+            return None
+        scores, estimate = self.estimate(score_held_out(probabilities, source))
+        result = Result(recipe, source, scores, estimate, space, probabilities)
         self.results.append(result)
-        self.report(f"{recipe.name}: {format_estimate(result.estimate)}")
+        self.report_result(result)
         return result

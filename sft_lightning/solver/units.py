@@ -1,5 +1,6 @@
 """Results of recipes on disk, one file each, which later calls read."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -8,13 +9,12 @@ from sft_lightning.networks.weights import read_weights, write_weights
 from sft_lightning.utils.errors import InputError
 
 
-def read_unit(path: Path, count: int, num_classes: int) -> tuple[Tensor | None, bool]:
-    """Return the probabilities of an earlier call, (R, N, C), or None, and whether they are those of all folds.
+def read_unit(path: Path, shape: Sequence[int]) -> tuple[Tensor | None, bool]:
+    """Return the predictions of an earlier call, (R, *shape), or None, and whether they are those of all folds.
 
     Args:
         path: Path of the file; a damaged one counts as missing, so that its content is computed again.
-        count: Number of labeled examples N.
-        num_classes: Number of classes C.
+        shape: Shape of the predictions of a division, such as (N, C).
     """
     if not path.is_file():
         return None, False
@@ -23,19 +23,20 @@ def read_unit(path: Path, count: int, num_classes: int) -> tuple[Tensor | None, 
     except InputError:
         return None, False
     probabilities = tensors.get("probabilities")
-    if probabilities is None or probabilities.shape[1:] != (count, num_classes):
+    if probabilities is None or probabilities.shape[1:] != tuple(shape):
         return None, False
     return probabilities, metadata.get("complete") is True
 
 
 def write_unit(path: Path, recipe: str, is_complete: bool, probabilities: Tensor) -> None:
-    """Write the probabilities of a recipe.
+    """Write the predictions of a recipe.
 
     Args:
         path: Path of the file.
         recipe: Name of the recipe.
         is_complete: Whether all folds were predicted.
-        probabilities: Probabilities of the labeled examples, (R, N, C); NaN where not predicted.
+        probabilities: Probabilities of the labeled examples, (R, N, C), or of masks their scores, (R, N); NaN where not
+            predicted.
     """
     tensors = {"probabilities": probabilities.contiguous()}
     write_weights(path, tensors, {"recipe": recipe, "complete": is_complete})

@@ -44,8 +44,7 @@ def format_verdict(
     spec = source.data.input_spec
     which = f"The best of {num_recipes} recipes" if num_recipes > 1 else "The only recipe"
     what, found = f"{spec.plural} like the {len(source.labels)} labeled ones", format_estimate(chosen)
-    has_sets = source.task.has_thresholds
-    reach = f"has a mean F1 by example of {found} on {what}" if has_sets else f"is right on {found} of {what}"
+    reach = source.task.score_sentence.format(score=found, examples=what)
     sentences = [f"{which} is {best}. A model chosen and trained this way {reach}."]
     sentences += [delivery.caveat] if delivery.caveat else []
     if source.unjudged:
@@ -59,7 +58,7 @@ def format_verdict(
         )
     if delivery.test_scores is not None:
         held, mean = len(delivery.test_scores), float(delivery.test_scores.double().mean())
-        reach = f"its mean F1 by example is {mean:.1%}" if has_sets else f"it is right on {mean:.1%}"
+        reach = source.task.test_sentence.format(score=f"{mean:.1%}")
         sentences.append(f"On the {spec.count(held)} that the source holds out, {reach}.")
     if comparison is None and source.pool_size:
         sentences.append(

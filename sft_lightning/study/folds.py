@@ -73,10 +73,9 @@ def draw_folds(argv: Sequence[str], seed: int, folds: int, folder: Path) -> Draw
         )
     labels = labeled.labels.numpy()
     groups = group_copies(labeled)
-    sets = data.make_targets(labeled.labels) if data.target == "class_set" else None
-    held = sets if sets is not None else labeled.part.storage.count_classes(labeled.indices)
-    if held is not None:
-        targets = (held > 0).long().numpy()
+    memberships = data.labeled_memberships()
+    if memberships is not None:
+        targets = memberships.numpy()
         made = make_set_folds(targets, groups, folds, seed)
         unjudged = [data.class_names[k] for k in find_unjudged_classes(targets, made[0], groups)]
         paths = _write_folds(data, folder, made[0], folds)

@@ -54,6 +54,16 @@ class Task(TaskPresentation):
             num_features: Number of features F.
         """
 
+    def apply_classifier(self, classifier: nn.Module, features: Tensor) -> Tensor:
+        """Apply a fitted classifier of vectors to features, and return outputs, (B, ...).
+
+        Args:
+            classifier: Module from vectors, (N, F), to logits, (N, C).
+            features: Features, (B, F), or maps of them where each pixel has a target.
+        """
+        outputs: Tensor = classifier(features)
+        return outputs
+
     @abstractmethod
     def loss(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the supervised loss, a scalar.

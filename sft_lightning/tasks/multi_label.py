@@ -50,6 +50,8 @@ class MultiLabel(Task):
     has_thresholds: ClassVar[bool] = True
     explained_class: ClassVar[str] = "likeliest class"
     uneven_advice: ClassVar[str] = "Read macro_f1 beside micro_f1, and try class_weights: balanced"
+    score_sentence: ClassVar[str] = "has a mean F1 by example of {score} on {examples}"
+    test_sentence: ClassVar[str] = "its mean F1 by example is {score}"
     uncertainty_note: ClassVar[str] = "the mean entropy of the classes, 1 where each is as likely as not"
 
     def __init__(

@@ -17,6 +17,8 @@ class TaskPresentation(ABC):
         hub_metrics: Type, name and title of the metrics for hubs of models.
         explained_class: Class of an example whose evidence a page shows: the one with the largest output.
         uneven_advice: Advice for a split in which some classes have far fewer examples than others.
+        score_sentence: How good a model is, from the score and what it is about.
+        test_sentence: The same of examples that are named before.
         uncertainty_note: Meaning of `uncertainty`, after "Uncertainty is".
     """
 
@@ -26,6 +28,8 @@ class TaskPresentation(ABC):
     explained_class: ClassVar[str]
     uneven_advice: ClassVar[str]
     uncertainty_note: ClassVar[str]
+    score_sentence: ClassVar[str] = "is right on {score} of {examples}"
+    test_sentence: ClassVar[str] = "it is right on {score}"
 
     @abstractmethod
     def uncertainty(self, outputs: Tensor) -> Tensor:

@@ -33,8 +33,12 @@ class PixelHead(nn.Linear):
         Returns:
             Logits, (B, C, H, W).
         """
-        small = F.conv2d(features, self.weight[:, :, None, None], self.bias)
-        return F.interpolate(small, scale_factor=_STRIDE, mode="bilinear", align_corners=False)
+        return _enlarge(F.conv2d(features, self.weight[:, :, None, None], self.bias))
+
+
+def _enlarge(small: Tensor) -> Tensor:
+    """Enlarge a map of every fourth pixel to all pixels."""
+    return F.interpolate(small, scale_factor=_STRIDE, mode="bilinear", align_corners=False)
 
 
 class Segmentation(Task):
@@ -61,6 +65,8 @@ class Segmentation(Task):
     judged_metric: ClassVar[tuple[str, str]] = example_metric
     explained_class: ClassVar[str] = "its most common class"
     uneven_advice: ClassVar[str] = "`class_weights: balanced` weighs pixels of rare classes more"
+    score_sentence: ClassVar[str] = "has a mean IoU of an image of {score} on {examples}"
+    test_sentence: ClassVar[str] = "its mean IoU of an image is {score}"
     uncertainty_note: ClassVar[str] = "the mean entropy of the pixels, 1 where all classes are equally likely"
 
     def __init__(
@@ -86,6 +92,12 @@ class Segmentation(Task):
     def build_head(self, num_features: int) -> PixelHead:
         """Build the layer from maps, (B, F, H / 4, W / 4), to logits, (B, C, H, W)."""
         return PixelHead(num_features, self.num_classes)
+
+    def apply_classifier(self, classifier: nn.Module, features: Tensor) -> Tensor:
+        """Apply a classifier of vectors to each pixel of a map, (B, F, H / 4, W / 4), and enlarge, (B, C, H, W)."""
+        rows = features.movedim(1, -1)
+        logits: Tensor = classifier(rows.flatten(0, -2))
+        return _enlarge(logits.unflatten(0, rows.shape[:-1]).movedim(-1, 1))
 
     def loss(self, outputs: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Compute the loss of all counted pixels, weighted by class; 0 where there are none.

@@ -102,13 +102,16 @@ def _natural_key(path: Path) -> list[tuple[str, int]]:
     return [(part.rstrip("0123456789"), int("0" + part[len(part.rstrip("0123456789")) :])) for part in path.parts]
 
 
-def load_candidate(start: Candidate, input_spec: InputSpec, given_size: int | None = None) -> tuple[Encoder, Tensors]:
+def load_candidate(
+    start: Candidate, input_spec: InputSpec, given_size: int | None = None, takes_masks: bool = False
+) -> tuple[Encoder, Tensors]:
     """Build the network of a candidate, with the classifier of its source where it has one.
 
     Args:
         start: Candidate to load.
         input_spec: Inputs for candidates that record none.
         given_size: Side of the images that the user asked for; files and runs keep their own where they do not fit it.
+        takes_masks: Whether a run that has learned masks may be a start.
 
     Returns:
         The backbone, and `weight` (S, F) and `bias` (S,) of the classifier or nothing.
@@ -130,7 +133,7 @@ def load_candidate(start: Candidate, input_spec: InputSpec, given_size: int | No
     metadata = read_weights(path)[1]
     ours = start.backbone is None and "hyper_parameters" in metadata
     trained = load_trained_network(path) if ours else None
-    if trained is not None:
+    if trained is not None and not takes_masks:
         trained.require_classes(start.weights)
     about = metadata if trained is None else trained.metadata
     name = start.backbone or about.get("backbone")

@@ -354,9 +354,6 @@ def test_the_four_commands_know_masks(workdir: Path, capsys: pytest.CaptureFixtu
         assert "SegmentationDataModule gives masks: use FineTuneClassifier" in capsys.readouterr().err
     assert main(["solve", "d"]) == 2
     assert "holds images and masks: use SegmentationDataModule" in capsys.readouterr().err
-    frozen = ["--model=FrozenFeatureClassifier", *[word for word in FIT if "optimizer" not in word]]
-    assert main(["fit", *frozen]) == 2
-    assert "FrozenFeatureClassifier is for classification, and the examples have masks" in capsys.readouterr().err
     assert main(["fit", "--model=DecoupledFeatureClassifier", "--model.feature_loss=SupCon", *FIT]) == 2
     assert "and these have masks: use FineTuneClassifier" in capsys.readouterr().err
     pretraining = ["--model=SelfSupervisedModule", "--model.objective=SimCLR", *FIT]

@@ -1,9 +1,9 @@
 """Whether a source holds texts."""
 
-import csv
 from itertools import islice
 from pathlib import Path
 
+from sft_lightning.data.table_header import read_column_names
 from sft_lightning.data.text.dataset_folder import holds_texts, is_dataset_folder
 from sft_lightning.data.text.source import SAMPLE_NAME
 from sft_lightning.data.text.tables import SUFFIXES
@@ -33,19 +33,7 @@ def holds(source: str) -> bool:
 
 def _has_texts(path: Path) -> bool:
     """Return whether the header of a table has a column of texts and none of paths."""
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
         return True
-    if suffix == ".parquet":
-        try:
-            import pyarrow.parquet as parquet
-
-            names = parquet.read_schema(path).names
-        except (ImportError, OSError, ValueError):  # which opening it explains
-            return False
-    else:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            head = file.readline()
-        names = next(csv.reader([head], delimiter=max(",;\t|", key=head.count)), [])
-    plain = {name.strip().casefold() for name in names}
+    plain = {name.strip().casefold() for name in read_column_names(path)}
     return "text" in plain and "path" not in plain

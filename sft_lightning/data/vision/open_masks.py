@@ -3,10 +3,31 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sft_lightning.data.source import split_of_name
+from sft_lightning.data.table_header import read_column_names
 from sft_lightning.data.vision.coco_source import CocoSource, find_coco_files
 from sft_lightning.data.vision.mask_sources import EXPECTED, MaskFolder, MaskSource, MaskTable
 from sft_lightning.data.vision.yolo_source import YoloFolder
 from sft_lightning.utils.errors import InputError
+
+
+def holds_masks(name: str) -> bool:
+    """Return whether a source has masks or outlines beside its images, as `open_mask_source` takes it.
+
+    Args:
+        name: Source as the user named it.
+    """
+    path = Path(name)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        return path.is_file() and {"path", "mask"} <= {name.strip().casefold() for name in read_column_names(path)}
+    if path.suffix.lower() == ".json":
+        return path.is_file()
+    if not path.is_dir():
+        return False
+    folders = [path, *(child for child in path.glob("*/") if split_of_name(child.name))]
+    if any((one / "images").is_dir() and (one / target).is_dir() for one in folders for target in ("masks", "labels")):
+        return True
+    return bool(find_coco_files(path))
 
 
 def open_mask_source(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,11 +26,14 @@ from sft_lightning.data.vision.sources import open_unlabeled
 from sft_lightning.data.vision.views import WeakView, make_view
 from sft_lightning.utils.errors import InputError, check_min
 
+_MAX_SHARES = 8  # classes whose share is listed
 _UNCHANGED, _COLORS = WeakView(), ColorView()
 
 
 class SegmentationDataModule(ImageDataModule):
     """Images of which some have masks, in batches whose targets are classes of pixels, (B, H, W); -1 is not counted."""
+
+    in_addition: ClassVar[str] = " with masks"
 
     def __init__(
         self,
@@ -207,6 +210,25 @@ class SegmentationDataModule(ImageDataModule):
         split = self.splits["labeled"]
         counts = split.part.storage.count_classes(split.indices)
         return torch.zeros(self.num_classes, dtype=torch.int64) if counts is None else counts.sum(0)
+
+    def labeled_memberships(self) -> Tensor | None:
+        """Return 1 for each class that a training mask has a pixel of and 0 for the others, int64, (N, C)."""
+        split = self.splits["labeled"]
+        counts = split.part.storage.count_classes(split.indices)
+        return None if counts is None else (counts > 0).long()
+
+    def describe_labels(self) -> str:
+        """Return the number of training masks, and the share of the pixels of each class."""
+        counts, held = self.labeled_counts(), self.labeled_memberships()
+        total, masks = int(counts.sum()), f"{len(self.splits['labeled']):,} masks"
+        shares = [
+            f"{name} {int(n) / max(1, total):.1%}"
+            for n, name in sorted(zip(counts.tolist(), self.class_names, strict=True), reverse=True)
+        ]
+        more = f", and {len(shares) - _MAX_SHARES} more" if len(shares) > _MAX_SHARES else ""
+        alone = 0 if held is None else int((held.sum(1) < 2).sum())
+        note = f"; {alone:,} of them of one class alone" if alone else ""
+        return f"{masks} of {len(shares)} classes ({', '.join(shares[:_MAX_SHARES])}{more} of the pixels){note}"
 
     @property
     def palette(self) -> list[Color]:

@@ -22,6 +22,7 @@ from sft_lightning.networks.vision.pretrained import build_library_net, infer_no
 from sft_lightning.networks.vision.pyramid import (
     STRIDE,
     FeaturePyramid,
+    Hypercolumns,
     Level,
     collect_maps,
     find_levels,
@@ -35,6 +36,7 @@ from sft_lightning.utils.inputs import InputSpec
 from sft_lightning.utils.transfer import to_device
 
 _log = logging.getLogger(__name__)
+_COLOR_STRIDES = (4, 8, 16, 32)  # sides of the squares of pixels whose mean colors stand for a network's maps
 BUILT_IN: dict[str, Callable[[Sequence[int]], nn.Module]] = {
     "mlp": MLPEncoder,
     "conv": ConvEncoder,
@@ -90,7 +92,7 @@ class Backbone(Encoder):
         self.image_shape = tuple(image_shape)
         self.input_spec = InputSpec("image", self.image_shape)
         self._channels = image_shape[0] if self.architecture in BUILT_IN else 3
-        self.decoder: FeaturePyramid | None = None
+        self.decoder: FeaturePyramid | Hypercolumns | None = None
         self.levels: tuple[Level, ...] = ()
         self.register_buffer("mean", self._stats(mean))
         self.register_buffer("std", self._stats(std))
@@ -133,7 +135,12 @@ class Backbone(Encoder):
         """
         x = self._normalize(x)
         if self.decoder is not None:
-            mapped: Tensor = self.decoder(collect_maps(self.net, self.decoder.levels, x), x.shape[-2:])
+            levels = self.decoder.levels
+            if isinstance(self.net, Pixels):
+                maps = self.net.average(x, [level.stride for level in levels])
+            else:
+                maps = collect_maps(self.net, levels, x)
+            mapped: Tensor = self.decoder(maps, x.shape[-2:])
             return mapped
         features: Tensor = self.net(x)
         return features
@@ -179,13 +186,7 @@ class Backbone(Encoder):
         Raises:
             InputError: The network gives no maps, or the images have sides that 4 does not divide.
         """
-        sides = self.image_shape[1:]
-        if any(side % STRIDE for side in sides):
-            raise InputError(f"images of {sides[0]} x {sides[1]} pixels have no map of every {STRIDE}th pixel: set "
-                             f"image_size to a multiple of {STRIDE}")  # fmt: skip
-        shape = self._channels, *sides
-        levels = find_levels(self.net, self.name, shape)
-        unused = remove_unused(self.net, levels, torch.zeros(1, *shape, dtype=self.mean.dtype, device=self.device))
+        levels = self._keep_levels()
         self.decoder = FeaturePyramid(levels)
         self.num_features = self.decoder.num_features
         own = self.decoder.state_dict()
@@ -197,8 +198,34 @@ class Backbone(Encoder):
         if {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in own.items()}:
             self.decoder.load_state_dict(found)
             _log.info("The decoder of the weights was taken over, too.")
+
+    def stack_maps(self) -> None:
+        """Make the features a map, (B, F, H / 4, W / 4), of the network's maps; of `pixels`, of means of colors.
+
+        Raises:
+            InputError: The network gives no maps, or the images have sides that 4 does not divide.
+        """
+        self.decoder = Hypercolumns(self._keep_levels(takes_colors=True))
+        self.num_features = self.decoder.num_features
+
+    def _keep_levels(self, takes_colors: bool = False) -> list[Level]:
+        """Return the maps from which pixels are classified, and drop what none of them depends on.
+
+        Args:
+            takes_colors: Whether means of colors stand for the maps of `pixels`, which has none.
+        """
+        sides = self.image_shape[1:]
+        if any(side % STRIDE for side in sides):
+            raise InputError(f"images of {sides[0]} x {sides[1]} pixels have no map of every {STRIDE}th pixel: set "
+                             f"image_size to a multiple of {STRIDE}")  # fmt: skip
+        shape = self._channels, *sides
+        if isinstance(self.net, Pixels) and takes_colors:
+            return [Level("", self._channels, stride) for stride in _COLOR_STRIDES]
+        levels = find_levels(self.net, self.name, shape)
+        unused = remove_unused(self.net, levels, torch.zeros(1, *shape, dtype=self.mean.dtype, device=self.device))
         if unused:
             _log.info("Without %s of the backbone, on which no map depends.", ", ".join(unused))
+        return levels
 
     @contextmanager
     def scale_maps(self, draw: Callable[[int, int], Tensor]) -> Iterator[None]:

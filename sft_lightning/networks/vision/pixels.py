@@ -37,6 +37,16 @@ class Pixels(nn.Module):
         channels, height, width = image_shape
         self.num_features = channels * min(height, MAX_SIDE) * min(width, MAX_SIDE)
 
+    @staticmethod
+    def average(x: Tensor, strides: Sequence[int]) -> list[Tensor]:
+        """Return the means of squares of pixels, (B, C, ceil(H / stride), ceil(W / stride)) each.
+
+        Args:
+            x: Images, (B, C, H, W).
+            strides: Sides of the squares in pixels, about where they do not divide the image.
+        """
+        return [F.adaptive_avg_pool2d(x, [-(-side // stride) for side in x.shape[-2:]]) for stride in strides]
+
     def forward(self, x: Tensor) -> Tensor:
         """Flatten images, (B, C, H, W) to (B, num_features).
 

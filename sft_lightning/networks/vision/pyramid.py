@@ -96,6 +96,40 @@ class FeaturePyramid(nn.Module):
         return total
 
 
+class Hypercolumns(nn.Module):
+    """Maps of several strides side by side, each enlarged bilinearly to stride 4 (Hariharan et al. 2015).
+
+    Nothing in it learns, so that a classifier of its pixels sees what the network alone gives.
+
+    Attributes:
+        levels: Maps that go in, the finest first.
+        num_features: Number of channels of the map that comes out.
+    """
+
+    def __init__(self, levels: Sequence[Level]) -> None:
+        """Count the channels.
+
+        Args:
+            levels: Maps that go in, the finest first.
+        """
+        super().__init__()
+        self.levels = tuple(levels)
+        self.num_features = sum(level.channels for level in levels)
+
+    def forward(self, maps: Sequence[Tensor], side: tuple[int, int]) -> Tensor:
+        """Join maps.
+
+        Args:
+            maps: Maps of `levels`, (B, C, h, w) each.
+            side: Height and width of the images.
+
+        Returns:
+            (B, num_features, H / 4, W / 4).
+        """
+        size = (side[0] // STRIDE, side[1] // STRIDE)
+        return torch.cat([_resize(x, size, "bilinear") for x in maps], 1)
+
+
 class _Block(nn.Sequential):
     """Convolution, group normalization and activation."""
 

@@ -1,6 +1,7 @@
 """Predicted masks: a palette PNG and an overlay for each image, at the image's own size, beside the table."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,13 +48,8 @@ class MaskWriter(PixelWriter):
             image = self.open_original(position)
             mask, confidence = self._classify(trainer, pl_module, image, logits)
             file = self.make_path(position)
-            overlay = file.with_name(f"{file.stem}_overlay.jpg")
-            with explain_write_errors(file):
-                save_mask(file, mask, palette)
-                lay_over(image, mask, palette).save(overlay, quality=90)
-            shares = np.bincount(mask.ravel(), minlength=len(classes)) / mask.size
-            row = [name, *map(self.name_in_table, (file, overlay))]
-            row += [f"{confidence:.6f}", *(f"{share:.6f}" for share in shares)]
+            overlay = write_mask(file, image, mask, palette)
+            row = [name, *map(self.name_in_table, (file, overlay)), f"{confidence:.6f}", *format_shares(mask, classes)]
             for column, cell in zip(columns.values(), row, strict=True):
                 column.append(cell)
         return columns
@@ -75,6 +71,35 @@ class MaskWriter(PixelWriter):
 
         image = image if geometry.channels == 3 else image.convert("L")
         return classify_tiles(compute, image, tile, geometry.size, geometry.background, data.eval_batch_size)
+
+
+def write_mask(file: Path, image: Image.Image, mask: npt.NDArray[np.int16], palette: Sequence[Color]) -> Path:
+    """Write a mask as a palette PNG, and its image under its colors beside it, whose path is returned.
+
+    Args:
+        file: Path of the PNG.
+        image: Image at its own size, RGB.
+        mask: Numbers of classes, (H, W).
+        palette: Color of each class.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    overlay = file.with_name(f"{file.stem}_overlay.jpg")
+    with explain_write_errors(file):
+        save_mask(file, mask, palette)
+        lay_over(image, mask, palette).save(overlay, quality=90)
+    return overlay
+
+
+def format_shares(mask: npt.NDArray[np.int16], classes: Sequence[str]) -> list[str]:
+    """Return the share of the pixels of each class.
+
+    Args:
+        mask: Numbers of classes, (H, W).
+        classes: Names of the classes.
+    """
+    return [f"{share:.6f}" for share in np.bincount(mask.ravel(), minlength=len(classes)) / mask.size]
 
 
 def classify_pixels(

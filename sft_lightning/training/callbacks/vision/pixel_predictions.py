@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.data.bad_examples import format_path
-from sft_lightning.data.storage import RecordStorage, TensorStorage
+from sft_lightning.data.storage import RecordStorage, Storage, TensorStorage
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.decoding import open_image
-from sft_lightning.data.vision.images import place_box
+from sft_lightning.data.vision.images import Geometry, place_box
 from sft_lightning.training.callbacks.predictions import PredictionWriter, describe_predictions
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.errors import InputError
@@ -57,7 +57,7 @@ class PixelWriter(PredictionWriter):
         self._folder: Path = trainer.strategy.broadcast(chosen)
         split = data.open_predicted()
         self._storage, self._position = split.part.storage, split.indices
-        self._names = _name_files(split.ids)
+        self._names = name_files(split.ids)
 
     def open_original(self, position: int) -> Image.Image:
         """Return an image at its own size, RGB, upright as its EXIF says.
@@ -65,12 +65,7 @@ class PixelWriter(PredictionWriter):
         Args:
             position: Position among the images to predict.
         """
-        index, geometry = self._position[position], self._data.geometry
-        if isinstance(self._storage, TensorStorage):
-            pixels = self._storage.data[index].permute(1, 2, 0).squeeze(2).numpy()
-            return Image.fromarray(pixels).convert("RGB")
-        assert isinstance(self._storage, RecordStorage)
-        return open_image(self._storage.path_of(index), 3, geometry.background, ranges=geometry.ranges)
+        return open_original(self._storage, self._position[position], self._data.geometry)
 
     def make_path(self, position: int) -> Path:
         """Return the path of the PNG of an image, whose folder is made.
@@ -89,6 +84,20 @@ class PixelWriter(PredictionWriter):
             file: Path of the file.
         """
         return file.relative_to(self._path.parent).as_posix()
+
+
+def open_original(storage: Storage, index: int, geometry: Geometry) -> Image.Image:
+    """Return an image at its own size, RGB, upright as its EXIF says.
+
+    Args:
+        storage: Storage of the image.
+        index: Position in the storage.
+        geometry: How images are read.
+    """
+    if isinstance(storage, TensorStorage):
+        return Image.fromarray(storage.data[index].permute(1, 2, 0).squeeze(2).numpy()).convert("RGB")
+    assert isinstance(storage, RecordStorage)
+    return open_image(storage.path_of(index), 3, geometry.background, ranges=geometry.ranges)
 
 
 @contextmanager
@@ -153,8 +162,12 @@ def _choose_folder(folder: Path, name: str, trainer: Trainer) -> Path:
     raise AssertionError
 
 
-def _name_files(ids: Sequence[str]) -> list[str]:
-    """Return a PNG for each image: its name with another extension, or an added one where two collide."""
+def name_files(ids: Sequence[str]) -> list[str]:
+    """Return a PNG for each image: its name with another extension, or an added one where two collide.
+
+    Args:
+        ids: Names of the images.
+    """
     plain = [format_path(name).replace("\\", "/").lstrip("/").replace("../", "") for name in ids]
     stems = [str(Path(name).with_suffix("")) for name in plain]
     twice = {stem for stem in stems if stems.count(stem) > 1} if len({*stems}) < len(stems) else set()

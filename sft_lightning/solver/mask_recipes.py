@@ -1,0 +1,128 @@
+"""Recipes for examples with masks: logistic regression of pixels on frozen maps, and trainings with a decoder."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sft_lightning.classifiers import LogisticRegression
+from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.encoder import Encoder
+from sft_lightning.solver.labels import LabeledSource
+from sft_lightning.solver.recipes import Recipe, list_folds
+from sft_lightning.tasks.pixel_samples import sample_pixels
+from sft_lightning.transfer.candidates import Candidate, load_candidate
+from sft_lightning.transfer.vectors import choose_device
+
+MAX_PIXELS = 8_000  # of all masks, to which logistic regression is fitted
+BATCH, _RATIO = 8, 2  # masks of a step, and unlabeled examples for each of them
+_OPTIMIZER = ("--model.optimizer=torch.optim.AdamW", "--model.lr_scheduler=WarmupCosine")
+_START_RATE, _RANDOM_RATE = 0.001, 0.002  # learning rates from a start, and from random weights
+_VIEW = ("--data.weak_view.flip=true", "--data.weak_view.crop_scale=[0.5,1.0]")
+_LOSS = "--model.segmentation_loss=cross_entropy_and_dice"  # since each class of an example counts for its score
+# Of the strategies that docs/segmentation.md measures, the one with the smallest loss against masks alone.
+_TEACHER = (
+    "--model=SemiSupervisedModule", "--model.strategy=MeanTeacher", "--model.lambda_u=10", "--model.ema_decay=0.99",
+    f"--data.unlabeled_ratio={_RATIO}", "--data.strong_view.cutmix=0.5",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MaskStart:
+    """Network that gives maps, from which recipes start.
+
+    Attributes:
+        name: Name for readers.
+        backbone: Name of the network.
+        candidate: Start as the user or a search named it; None for a network without weights.
+        saw_pool: Whether the network has learned from the unlabeled examples.
+        digest: SHA-256 of the file of weights; empty for published ones.
+        is_large: Whether the network is one of a library.
+    """
+
+    name: str
+    backbone: str
+    candidate: Candidate | None = None
+    saw_pool: bool = False
+    digest: str = ""
+    is_large: bool = False
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """Options of a model that starts from it."""
+        weights = () if self.candidate is None else (f"--model.weights={self.candidate.weights}",)
+        return (f"--model.backbone={self.backbone}", *weights)
+
+    def load(self, source: LabeledSource) -> Encoder:
+        """Return the network at the size of a source, without a decoder.
+
+        Args:
+            source: Source at the size at which examples are seen.
+
+        Raises:
+            InputError: It cannot be loaded at this size.
+        """
+        spec = source.data.input_spec
+        if self.candidate is None:
+            return build_encoder(self.backbone, spec)[0]
+        return load_candidate(self.candidate, spec, spec.shape[-1], takes_masks=True)[0]
+
+
+def make_pixel_classifier(start: MaskStart) -> Recipe:
+    """Return logistic regression of pixels on the frozen maps of a start.
+
+    Args:
+        start: Start.
+    """
+    argv = ("--model=FrozenFeatureClassifier", *start.argv, "--model.classifier=LogisticRegression")
+    return Recipe(
+        f"logistic regression on {start.name}", start.saw_pool, (*argv, f"--model.max_examples={MAX_PIXELS}"),
+        cross_fit=lambda source: _cross_fit_pixels(start, source),
+    )  # fmt: skip
+
+
+def make_trainings(start: MaskStart, source: LabeledSource, steps: int) -> list[Recipe]:
+    """Return fine-tuning of encoder and decoder, and mean teacher, which also learns from unlabeled examples, if any.
+
+    Args:
+        start: Start.
+        source: Source.
+        steps: Number of optimizer steps of each training.
+    """
+    rate = _RANDOM_RATE if start.candidate is None else _START_RATE
+    shared = (*start.argv, _LOSS, *_OPTIMIZER, f"--model.optimizer.lr={rate}", *_VIEW)
+    shared += (f"--data.batch_size={BATCH}", f"--data.steps_per_epoch={steps}", "--trainer.max_epochs=1")
+    shared += ("--model.layer_decay=0.8",) if start.is_large else ()
+    end = f"from {start.name} ({steps} steps)"
+    argv = ("--model=FineTuneClassifier", *shared)
+    recipes = [Recipe(f"fine-tuning {end}", start.saw_pool, argv, steps, BATCH)]
+    if source.pool_size:
+        recipes.append(Recipe(f"mean teacher {end}", True, (*_TEACHER, *shared), steps, BATCH * (1 + _RATIO)))
+    return recipes
+
+
+@torch.no_grad()
+def _cross_fit_pixels(start: MaskStart, source: LabeledSource) -> Tensor:
+    """Return the score of each labeled example in each division, (R, N), by a classifier of pixels of other folds.
+
+    The first pass over the examples draws the pixels, the second one scores, so that no map has to be kept.
+    """
+    data, device, count = source.data, choose_device(), len(source.labels)
+    network = start.load(source).to(device).eval()
+    network.stack_maps()
+    sample = sample_pixels(network, data.batches_of("labeled", device), max(1, MAX_PIXELS // count), data.request.seed)
+    classifiers: dict[tuple[int, int], LogisticRegression] = {}
+    for number, held in list_folds(source):
+        own = held[sample.examples]
+        fitted = LogisticRegression().fit(sample.x[~own], sample.y[~own], num_classes=data.num_classes)
+        classifiers[number, int(source.divisions[number][held][0])] = fitted
+    scores = torch.full((len(source.divisions), count), float("nan"))
+    for batch in data.batches_of("labeled", device):
+        maps, targets, rows = network(batch.x).float().cpu(), batch.y.cpu(), batch.indices.cpu()
+        for number, division in enumerate(source.divisions):
+            folds = torch.from_numpy(division)[rows]
+            for fold in folds[folds >= 0].unique().tolist():
+                own = folds == fold
+                outputs = source.task.apply_classifier(classifiers[number, fold], maps[own])
+                scores[number, rows[own]] = source.task.example_scores(outputs, targets[own]).float()
+    return scores
