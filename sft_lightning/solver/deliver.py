@@ -26,11 +26,9 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.solution_folder import SUMMARY
 from sft_lightning.utils.spreadsheet import format_csv
 
-MIN_COMPARED = 100  # unlabeled examples whose shares of classes mean something
 NEXT = 20  # examples to label next
 ONNX = "model.onnx"
 EXPORTS: dict[str, ExportFormat] = {"model.safetensors": "safetensors", ONNX: "onnx"}
-_UNEVEN = 0.25  # share of the unlabeled examples that would have to change class to be spread like the labels
 _WRONG, _SURE = 0.1, 0.8  # probability of its label below, and of another class above which a label is doubtful
 
 
@@ -47,7 +45,6 @@ class Delivery:
         doubtful: Positions of the labeled examples whose label is doubtful.
         doubts: What the held-out prediction says of each doubtful label.
         advice: Sentences about what would help most.
-        caveat: Sentence about classes that are spread otherwise over the unlabeled examples than over the labels.
         next_shown: How a page shows the examples to label next; empty where it shows them as they are.
         writes: What `predict` writes of new examples.
         not_exported: Reason for the lack of an exported file, by its name.
@@ -60,7 +57,6 @@ class Delivery:
     doubtful: list[int] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
-    caveat: str = ""
     next_shown: list[Markup] = field(default_factory=list)
     writes: str = "calibrated probabilities"
     not_exported: dict[str, str] = field(default_factory=dict)
@@ -93,7 +89,6 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
         outputs = source.task.invert_probabilities(probabilities)
         predicted = data.name_targets(source.task.decide(outputs, thresholds))
         _write_predictions(folder / "predictions.csv", source, probabilities, predicted)
-        delivery.caveat = compare_shares(predicted, source, repeated.mean(0), known)
         delivery.next_labels = choose_next(measure_certainty(probabilities, source.task), space)
         ids = data.splits["unlabeled"].ids
         rows: list[list[object]] = [[ids[i], predicted[i]] for i in delivery.next_labels]
@@ -137,35 +132,6 @@ def _predict_pool(model: nn.Module, source: LabeledSource, space: Space, tempera
         logits = torch.cat([model.classify(x.to(model.device)).cpu() for x in space.pool.split(4096)])
     probabilities[space.pool_positions] = model.task.probabilities(logits.float() / temperature)
     return probabilities
-
-
-def compare_shares(
-    predicted: Sequence[str], source: LabeledSource, held_out: Tensor, calibration: CrossFittedTemperature
-) -> str:
-    """Return a sentence where classes are spread otherwise over the unlabeled examples than over the labels.
-
-    Someone who labels the same number of each class judges rare ones as much as frequent ones.
-
-    Args:
-        predicted: Predicted class of each unlabeled example.
-        source: Source with the labels.
-        held_out: Probabilities of the labeled examples without their fold, (N, C); NaN for those in no fold.
-        calibration: Temperature of the recipe.
-    """
-    names = source.data.class_names
-    if source.task.has_thresholds or len(predicted) < MIN_COMPARED:
-        return ""
-    labels = source.labels.bincount(minlength=len(names)).double() / len(source.labels)
-    found = torch.tensor([predicted.count(name) for name in names]).double() / len(predicted)
-    gaps = found - labels
-    if float(gaps.clamp_min(0).sum()) < _UNEVEN:
-        return ""
-    k, recall = int(gaps.argmax()), _measure_recall(held_out, source, calibration)[0].clamp_max(1)
-    return (
-        f"Of the unlabeled {source.data.input_spec.plural}, {found[k]:.0%} look like {names[k]}, of the labels "
-        f"{labels[k]:.0%} are. If that is so, and each class is recognized as often as its held-out labels are, "
-        f"{float(found @ recall):.1%} of the former are right."
-    )
 
 
 def remove_earlier(folder: Path) -> None:

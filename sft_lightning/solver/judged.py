@@ -53,6 +53,8 @@ class JudgedRecipes(Generic[ResultT]):
         report: Function that gets lines of progress.
         judged: Whether each labeled example is in a fold, bool, (N,).
         results: Results so far.
+        weights: What each judged example counts, float64, (J,); None where all count the same.
+        caveat: Sentence on why they do not; empty where they do.
         failed: Sentences about recipes that failed or took too long.
     """
 
@@ -71,6 +73,8 @@ class JudgedRecipes(Generic[ResultT]):
         self.source, self.plan, self.name, self.folder, self.report = source, plan, name, folder, report
         self.judged = source.folds >= 0
         self.results: list[ResultT] = []
+        self.weights: np.ndarray | None = None
+        self.caveat = ""
         self.failed: list[str] = []
 
     @property
@@ -92,7 +96,7 @@ class JudgedRecipes(Generic[ResultT]):
             among: Positions to choose from; None for all.
         """
         positions = list(range(len(self.results))) if among is None else list(among)
-        return positions[choose([float(self.results[i].scores.mean()) for i in positions])]
+        return positions[choose([self.results[i].estimate.mean for i in positions])]
 
     def announce(self, stage: Stage) -> bool:
         """Report what a stage does, or why it is left out, and return whether it runs.
@@ -115,7 +119,7 @@ class JudgedRecipes(Generic[ResultT]):
             scores: Scores of the judged examples in some divisions, (R, J) or (1, J).
         """
         every = np.broadcast_to(scores, self.folds.shape)
-        return every, estimate_accuracy(every, self.folds, self.groups)
+        return every, estimate_accuracy(every, self.folds, self.groups, self.weights)
 
     def report_result(self, result: ResultT) -> None:
         """Report the score of a recipe.
@@ -184,7 +188,7 @@ def halve(
     if len(trainings) > 1:
         judged = [(judge(i, steps // RUNG), i) for i in kept]
         done = [(result, i) for result, i in judged if result is not None]
-        done.sort(key=lambda pair: -float(pair[0].scores.mean()))
+        done.sort(key=lambda pair: -pair[0].estimate.mean)
         most = math.ceil(len(trainings) / 2)
         for _, i in done[most:]:
             name, better = trainings[i](steps).name, done[0][0].recipe.name

@@ -165,11 +165,11 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
             cross_fit=lambda source: _cross_fit_classifier(space.labeled, source, make),
         )  # fmt: skip
 
-    recipes = [recipe("logistic regression", LogisticRegression)]
+    make = partial(make_logistic_regression, space)
+    recipes = [recipe("logistic regression", make)]
     if space.has_counts:
         settings = "--model.classifier.strength=10", "--model.classifier.standardize=false"
-        plain = partial(LogisticRegression, strength=10, standardize=False)
-        recipes = [recipe("logistic regression", plain, *settings), recipe("naive Bayes", ComplementNaiveBayes)]
+        recipes = [recipe("logistic regression", make, *settings), recipe("naive Bayes", ComplementNaiveBayes)]
     if source.pool_size:
         graph = ("--model.classifier=LabelSpreading", f"--model.whiten={space.components}")
         argv = (*base, *graph, f"--model.max_examples={MAX_GRAPH}")
@@ -181,6 +181,15 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
         name = f"smoothed logistic regression on {space.name}"
         recipes.append(Recipe(name, True, argv, cross_fit=lambda source: _smooth(space, source)))
     return recipes
+
+
+def make_logistic_regression(space: Space) -> LogisticRegression:
+    """Return logistic regression as it suits the vectors of a space.
+
+    Args:
+        space: Vectors to learn from.
+    """
+    return LogisticRegression(strength=10, standardize=False) if space.has_counts else LogisticRegression()
 
 
 def make_trainings(space: Space, source: LabeledSource, steps: int) -> list[Recipe]:

@@ -205,6 +205,7 @@ class _Solver:
             trials.judge_start(start)
         trials.judge_pretrained(pretraining)
         trials.judge_continued()
+        trials.weigh_labels()
         judge_trainings(trials)
         return trials.results[trials.choose()]
 
@@ -275,28 +276,31 @@ class _Solver:
     def conclude(self, best: JudgedRecipe, delivery: Delivery) -> Solution:
         """Judge, and write the summary and the page."""
         trials = self.trials
-        chosen = estimate_chosen(np.stack([result.scores for result in trials.results]), trials.folds, trials.groups)
+        chosen = estimate_chosen(
+            np.stack([result.scores for result in trials.results]), trials.folds, trials.groups, trials.weights
+        )
         labels_only = [i for i, result in enumerate(trials.results) if not result.recipe.uses_unlabeled]
         with_pool = [i for i, result in enumerate(trials.results) if result.recipe.uses_unlabeled]
         comparison = None
         if with_pool and labels_only:  # the best of each kind, chosen on other folds than those that it is scored on
             ours, theirs = (
-                score_choice(np.stack([trials.results[i].scores for i in positions]), trials.folds)
+                score_choice(np.stack([trials.results[i].scores for i in positions]), trials.folds, trials.weights)
                 for positions in (with_pool, labels_only)
             )
-            comparison = compare(ours, theirs, trials.folds, trials.groups)
+            comparison = compare(ours, theirs, trials.folds, trials.groups, trials.weights)
         reference = trials.results[trials.choose(labels_only)] if labels_only else best
         if comparison is not None and delivery.test_scores is not None:
             comparison = self.compare_on_test(best, trials.results[trials.choose(with_pool)], reference, delivery)
         verdict = format_verdict(
-            best.recipe.name, len(trials.results), self.source, chosen, comparison, reference.recipe.name, delivery
+            best.recipe.name, len(trials.results), self.source, chosen, comparison, reference.recipe.name, delivery,
+            trials.caveat,
         )  # fmt: skip
         defects = self.compare_defects(best)
         if defects is not None:
             verdict.insert(len(verdict) - len(delivery.advice), str(defects))
         rows = [
             [r.recipe.name, "yes" if r.recipe.uses_unlabeled else "no", format_estimate(r.estimate)]
-            for r in sorted(trials.results, key=lambda r: -float(r.scores.mean()))
+            for r in sorted(trials.results, key=lambda r: -r.estimate.mean)
         ]
         key, metric = self.source.task.example_metric
         held = delivery.test_scores
@@ -310,7 +314,7 @@ class _Solver:
             "unjudged": self.source.unjudged,
             "unlabeled": None if comparison is None else comparison.verdict,
             "defects": None if defects is None else defects._asdict(),
-            "recipes": {r.recipe.name: float(r.scores.mean()) for r in trials.results},
+            "recipes": {r.recipe.name: r.estimate.mean for r in trials.results},
             "left_out": [*self.plan.dropped],
             "failed": trials.failed,
             "run": str(delivery.run),

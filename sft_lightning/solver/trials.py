@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.solver.class_shares import predict_shares
 from sft_lightning.solver.find_starts import FoundStart
 from sft_lightning.solver.judged import JudgedRecipe, JudgedRecipes
 from sft_lightning.solver.labels import LabeledSource
@@ -287,11 +288,28 @@ class Trials(JudgedRecipes[Result]):
             self.judge(recipe, space)
         self._add_space(space.name, time.monotonic() - begin)
 
+    def weigh_labels(self) -> None:
+        """Let labels count as much as their class is frequent among the unlabeled examples, where that differs.
+
+        The classes of the latter are those that the best logistic regression so far predicts.
+        """
+        plain = [result for result in self.results if result.recipe.name.startswith("logistic regression")]
+        best = max(plain, key=lambda result: result.estimate.mean)
+        shares = predict_shares(best.space, self.source)
+        if shares is None or not shares.is_uneven:
+            return
+        self.caveat = shares.describe(self.source)
+        self.report(self.caveat)
+        self.weights = shares.weigh(self.source.labels[torch.from_numpy(self.judged)])
+        for result in self.results:
+            _, result.estimate = self.estimate(result.scores)
+            self.report_result(result)
+
     def rank_spaces(self) -> list[Space]:
         """Return the spaces of networks, that of the best classifier first."""
         best: dict[str, tuple[float, Space]] = {}
         for result in self.results:
-            score = float(result.scores.mean())
+            score = result.estimate.mean
             if result.space.is_network and score > best.get(result.space.name, (-1.0, result.space))[0]:
                 best[result.space.name] = score, result.space
         return [space for _, space in sorted(best.values(), key=lambda pair: -pair[0])]

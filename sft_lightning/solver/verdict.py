@@ -29,6 +29,7 @@ def format_verdict(
     comparison: Comparison | None,
     reference: str,
     delivery: Delivery,
+    caveat: str = "",
 ) -> list[str]:
     """Return the verdict in sentences, the most important one first.
 
@@ -40,13 +41,15 @@ def format_verdict(
         comparison: Best recipe with unlabeled examples against the best without; None where one kind is missing.
         reference: Name of the best recipe without unlabeled examples.
         delivery: What was made of the chosen recipe.
+        caveat: Sentence on labels that count for unlabeled examples; empty where all count the same.
     """
     spec = source.data.input_spec
     which = f"The best of {num_recipes} recipes" if num_recipes > 1 else "The only recipe"
-    what, found = f"{spec.plural} like the {len(source.labels)} labeled ones", format_estimate(chosen)
+    like = "unlabeled" if caveat else f"{len(source.labels)} labeled"
+    what, found = f"{spec.plural} like the {like} ones", format_estimate(chosen)
     reach = source.task.score_sentence.format(score=found, examples=what)
     sentences = [f"{which} is {best}. A model chosen and trained this way {reach}."]
-    sentences += [delivery.caveat] if delivery.caveat else []
+    sentences += [caveat] if caveat else []
     if source.unjudged:
         sentences.append(
             f"This figure does not cover {_name_classes(source.unjudged)}, of which a single label or group cannot be "

@@ -19,8 +19,6 @@ from sft_lightning.networks.weights import find_weights, read_weights, write_wei
 from sft_lightning.paradigms import feature_cache
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.temperature import FILE, CrossFittedTemperature, read_temperature, write_temperature
-from sft_lightning.solver.deliver import compare_shares
-from sft_lightning.solver.labels import read_source
 from sft_lightning.solver.trials import Trials
 from sft_lightning.transfer.candidates import Candidate, resolve_candidates
 from sft_lightning.utils.errors import InputError
@@ -185,22 +183,3 @@ def test_exported_files_are_calibrated_and_agree_with_the_predictions(
     logits = torch.from_numpy(session.run(None, {"images": data.numpy()})[0])
     with torch.no_grad():
         torch.testing.assert_close(logits, solution.model(data.float() / 255), atol=1e-3, rtol=1e-3)
-
-
-def test_classes_that_are_spread_differently_are_named(
-    workdir: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three labels of each class do not say how right a model is on a pool that consists of one of them."""
-    source = read_source("sample", workdir, 30, None, 0, "data")
-    names = list(source.data.class_names)
-    held_out = torch.nn.functional.one_hot(source.labels, 10).double()
-    held_out[source.labels == names.index("Coat")] = torch.eye(10).double()[names.index("Shirt")]
-    plain = CrossFittedTemperature(1.0, 30)
-    assert compare_shares(names * 30, source, held_out, plain) == ""
-    assert compare_shares(["Bag"] * 99, source, held_out, plain) == ""
-    caveat = compare_shares([*names * 10, *["Bag"] * 100], source, held_out, plain)
-    assert caveat.startswith("Of the unlabeled images, 55% look like Bag, of the labels 10% are.")
-    assert caveat.endswith("95.0% of the former are right.")  # all but the coats
-    write_folder(workdir / "few", {"train": 3, "unlabeled": 60})
-    monkeypatch.setattr("sft_lightning.solver.deliver._UNEVEN", 0.0)
-    assert any("of the former are right" in one for one in solve("few", minutes=0.1, image_size=16).verdict)
