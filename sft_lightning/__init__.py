@@ -15,10 +15,12 @@ __all__ = [
     "AutoencoderModule",
     "ColorView",
     "DecoupledFeatureClassifier",
+    "DetectionDataModule",
     "DistillModule",
     "FineTuneClassifier",
     "FrozenFeatureClassifier",
     "ImageDataModule",
+    "PatchView",
     "PretrainView",
     "SegmentationDataModule",
     "SelfSupervisedModule",
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from sft_lightning.data.text.views import TextView
     from sft_lightning.data.vision.anomaly_datamodule import AnomalyDataModule
     from sft_lightning.data.vision.datamodule import ImageDataModule
+    from sft_lightning.data.vision.detection_datamodule import DetectionDataModule
+    from sft_lightning.data.vision.detection_views import PatchView
     from sft_lightning.data.vision.pretrain_views import PretrainView
     from sft_lightning.data.vision.segmentation_datamodule import SegmentationDataModule
     from sft_lightning.data.vision.segmentation_views import ColorView
@@ -63,10 +67,12 @@ _HOMES = {
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
     "ColorView": "sft_lightning.data.vision.segmentation_views",
     "DecoupledFeatureClassifier": "sft_lightning.paradigms.decoupled",
+    "DetectionDataModule": "sft_lightning.data.vision.detection_datamodule",
     "DistillModule": "sft_lightning.paradigms.distill",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
     "FrozenFeatureClassifier": "sft_lightning.paradigms.frozen_features",
     "ImageDataModule": "sft_lightning.data.vision.datamodule",
+    "PatchView": "sft_lightning.data.vision.detection_views",
     "PretrainView": "sft_lightning.data.vision.pretrain_views",
     "SegmentationDataModule": "sft_lightning.data.vision.segmentation_datamodule",
     "SelfSupervisedModule": "sft_lightning.paradigms.self_supervised",

@@ -22,6 +22,7 @@ from sft_lightning import (  # noqa: F401
     AudioDataModule,
     AutoencoderModule,
     DecoupledFeatureClassifier,
+    DetectionDataModule,
     DistillModule,
     FineTuneClassifier,
     FrozenFeatureClassifier,

@@ -63,6 +63,14 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Batches": ("batch_size", "unlabeled_ratio", "eval_batch_size", "steps_per_epoch"),
         "Loading": ("num_workers",),
     },
+    "DetectionDataModule": {
+        "Source": ("source", "root", "unlabeled_source", "predict_source", "class_names", "on_bad_image"),
+        "Labels and splits": ("num_labels", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak"),
+        "Images": ("image_size", "channels", "background", "resize", "value_range"),
+        "Views": ("weak_view", "strong_view", "min_visible", "labeled_view"),
+        "Batches": ("batch_size", "unlabeled_ratio", "eval_batch_size", "steps_per_epoch"),
+        "Loading": ("num_workers",),
+    },
     "AnomalyDataModule": {
         "Source": (
             "source", "root", "download", "normal_class", "unlabeled_as_normal", "unlabeled_source", "predict_source",

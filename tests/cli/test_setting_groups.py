@@ -8,6 +8,7 @@ from sft_lightning import (
     AnomalyDataModule,
     AnomalyDetector,
     AudioDataModule,
+    DetectionDataModule,
     DistillModule,
     FineTuneClassifier,
     FrozenFeatureClassifier,
@@ -22,7 +23,9 @@ from sft_lightning.__main__ import main
 from sft_lightning.cli.registry import LINKED, list_parameters
 from sft_lightning.cli.setting_groups import GROUPS, list_setting_groups
 
-DATA = (ImageDataModule, TextDataModule, AudioDataModule, SegmentationDataModule, AnomalyDataModule)
+DATA = (
+    ImageDataModule, TextDataModule, AudioDataModule, SegmentationDataModule, DetectionDataModule, AnomalyDataModule,
+)  # fmt: skip
 CLASSES = (
     *DATA,
     AnomalyDetector,

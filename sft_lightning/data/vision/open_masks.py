@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sft_lightning.data.vision.coco_source import CocoSource, find_coco_files
+from sft_lightning.data.vision.coco_files import find_coco_files
+from sft_lightning.data.vision.coco_source import CocoSource
 from sft_lightning.data.vision.mask_sources import EXPECTED, MaskFolder, MaskSource, MaskTable
 from sft_lightning.data.vision.yolo_source import YoloFolder
 from sft_lightning.utils.errors import InputError
