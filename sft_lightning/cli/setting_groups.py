@@ -91,6 +91,19 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Teacher": ("backbone", "weights", "mean", "std"),
         "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
     },
+    "FineTuneDetector": {
+        "Network": ("backbone", "detector", "width", "anchor_scale", "mean", "std"),
+        "Detections": ("score_threshold", "nms_threshold", "max_detections", "drawn_score"),
+        "Start": ("weights",),
+        "How much is tuned": (
+            "tune", "last_k_blocks", "head_only_epochs", "backbone_lr_scale", "layer_decay", "norm_stats",
+        ),
+        "Loss": ("regularizer",),
+        "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
+    },
+    "SemiSupervisedDetector": {
+        "Unlabeled examples": ("threshold", "lambda_u", "burn_in_steps", "ema_decay", "learn_pseudo_corners"),
+    },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),
         "Start": ("weights", "head_weights", "head_start"),

@@ -148,8 +148,8 @@ class FineTuneDetector(TunedBackbone, NamedClasses):
         data = few_label_data(self.trainer)
         if data is not None and data.target != "boxes":
             raise InputError(
-                f"{type(self).__name__} learns boxes of objects, which {type(data).__name__} does not give: set data to "
-                "DetectionDataModule"
+                f"{type(self).__name__} learns boxes of objects, which {type(data).__name__} does not give: set data "
+                "to DetectionDataModule"
             )
         if stage != "predict":
             check_extra()
@@ -177,7 +177,7 @@ class FineTuneDetector(TunedBackbone, NamedClasses):
         """Find objects; the module is in evaluation mode.
 
         Args:
-            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, S, S).
+            x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
         """
         backbone, head = self.evaluated_network()
         return head.detect(backbone.forward_maps(x), self._side)
@@ -222,13 +222,11 @@ class FineTuneDetector(TunedBackbone, NamedClasses):
 
     def evaluate(self, stage: str) -> dict[str, Tensor]:
         """Return the mean average precision, also at IoU 0.5 and 0.75, the recall, and the precision of each class."""
-        values = self._metrics[stage].compute(self.device)
-        return {
-            f"{AP}{self.class_names[int(name.removeprefix(AP))]}" if name.startswith(AP) else name: value.to(
-                self.device
-            )
-            for name, value in values.items()
-        }
+        named = {}
+        for name, value in self._metrics[stage].compute(self.device).items():
+            kind = f"{AP}{self.class_names[int(name.removeprefix(AP))]}" if name.startswith(AP) else name
+            named[kind] = value.to(self.device)
+        return named
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return boxes, scores and classes in the coordinates of the network's inputs."""

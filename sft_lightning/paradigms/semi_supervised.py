@@ -25,7 +25,7 @@ from sft_lightning.utils.inputs import Inputs, concatenate_inputs, count_inputs
 from sft_lightning.utils.lightning_patches import find_unused_parameters
 
 
-class SemiSupervisedModule(AveragedWeights, FineTuneClassifier):
+class SemiSupervisedModule(FineTuneClassifier, AveragedWeights):
     """A classifier that also learns from unlabeled examples; accepts all settings of `FineTuneClassifier`.
 
     `joint` takes L_s + lambda L_u in each step. `alternating` first takes `warmup_steps` on L_s, then turns of

@@ -1,4 +1,4 @@
-"""A mean teacher whose boxes a student learns (Liu et al. 2021, "Unbiased Teacher for Semi-Supervised Object Detection").
+"""Unbiased Teacher (Liu et al. 2021, "Unbiased Teacher for Semi-Supervised Object Detection").
 
 The teacher is the average of the student. It finds objects in weak views; those of high scores are what the student
 learns in strong views of the same geometry. As in the paper, pseudo-boxes teach classes alone, since scores say nothing
@@ -25,7 +25,7 @@ from sft_lightning.utils.inputs import concatenate_inputs, count_inputs
 _SHARE, _MOST = 0.2, 2000  # of all steps, and in steps: the paper's burn-in on COCO
 
 
-class SemiSupervisedDetector(AveragedWeights, FineTuneDetector):
+class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
     """A detector that also learns from unlabeled examples; accepts all settings of `FineTuneDetector`.
 
     Attributes:
@@ -90,8 +90,8 @@ class SemiSupervisedDetector(AveragedWeights, FineTuneDetector):
             rank_zero_info(f"Schedule: burn_in_steps is {self.burn_in_steps}; a value of your own replaces it.")
         elif steps and self.burn_in_steps >= steps:
             raise InputError(
-                f"burn_in_steps is {self.burn_in_steps}, and training ends after {steps} steps, so that nothing would be "
-                "learned from unlabeled examples: set a smaller one, or leave it out"
+                f"burn_in_steps is {self.burn_in_steps}, and training ends after {steps} steps, so that nothing would "
+                "be learned from unlabeled examples: set a smaller one, or leave it out"
             )
 
     def _set_burn_in(self, steps: int) -> None:

@@ -11,10 +11,12 @@ from sft_lightning import (
     DetectionDataModule,
     DistillModule,
     FineTuneClassifier,
+    FineTuneDetector,
     FrozenFeatureClassifier,
     ImageDataModule,
     SegmentationDataModule,
     SelfSupervisedModule,
+    SemiSupervisedDetector,
     SemiSupervisedModule,
     StudentTeacherDetector,
     TextDataModule,
@@ -32,8 +34,10 @@ CLASSES = (
     StudentTeacherDetector,
     DistillModule,
     FineTuneClassifier,
+    FineTuneDetector,
     FrozenFeatureClassifier,
     SelfSupervisedModule,
+    SemiSupervisedDetector,
     SemiSupervisedModule,
 )
 

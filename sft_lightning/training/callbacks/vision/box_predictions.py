@@ -25,7 +25,7 @@ _WHITE: Color = (255, 255, 255)
 class BoxWriter(PixelWriter):
     """Writes one row for each detected object, with its class, corners in pixels of the upright image, and score.
 
-    An image without a detection has a row without a class, as in a table of annotations, which this file can be read as.
+    An image without a detection has a row without a class, as in a table of annotations.
     `predictions_coco.json` holds the same as COCO's results: a list of `image_id` (position in the table), `file_name`,
     `category_id` (number of the class), `category`, `bbox` (x, y, width, height) and `score`. With several processes,
     rows of different images take turns.
