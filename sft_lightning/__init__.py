@@ -15,13 +15,17 @@ __all__ = [
     "AutoencoderModule",
     "ColorView",
     "DecoupledFeatureClassifier",
+    "DetectionDataModule",
     "DistillModule",
     "FineTuneClassifier",
+    "FineTuneDetector",
     "FrozenFeatureClassifier",
     "ImageDataModule",
+    "PatchView",
     "PretrainView",
     "SegmentationDataModule",
     "SelfSupervisedModule",
+    "SemiSupervisedDetector",
     "SemiSupervisedModule",
     "StrongView",
     "StudentTeacherDetector",
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     from sft_lightning.data.text.views import TextView
     from sft_lightning.data.vision.anomaly_datamodule import AnomalyDataModule
     from sft_lightning.data.vision.datamodule import ImageDataModule
+    from sft_lightning.data.vision.detection_datamodule import DetectionDataModule
+    from sft_lightning.data.vision.detection_views import PatchView
     from sft_lightning.data.vision.pretrain_views import PretrainView
     from sft_lightning.data.vision.segmentation_datamodule import SegmentationDataModule
     from sft_lightning.data.vision.segmentation_views import ColorView
@@ -48,9 +54,11 @@ if TYPE_CHECKING:
     from sft_lightning.paradigms.decoupled import DecoupledFeatureClassifier
     from sft_lightning.paradigms.distill import DistillModule
     from sft_lightning.paradigms.fine_tune import FineTuneClassifier
+    from sft_lightning.paradigms.fine_tune_detector import FineTuneDetector
     from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
     from sft_lightning.paradigms.self_supervised import SelfSupervisedModule
     from sft_lightning.paradigms.semi_supervised import SemiSupervisedModule
+    from sft_lightning.paradigms.semi_supervised_detector import SemiSupervisedDetector
     from sft_lightning.paradigms.student_teacher import StudentTeacherDetector
     from sft_lightning.solver.solve import solve
     from sft_lightning.training.lr_schedulers import WarmupCosine
@@ -63,13 +71,17 @@ _HOMES = {
     "AutoencoderModule": "sft_lightning.paradigms.autoencoder",
     "ColorView": "sft_lightning.data.vision.segmentation_views",
     "DecoupledFeatureClassifier": "sft_lightning.paradigms.decoupled",
+    "DetectionDataModule": "sft_lightning.data.vision.detection_datamodule",
     "DistillModule": "sft_lightning.paradigms.distill",
     "FineTuneClassifier": "sft_lightning.paradigms.fine_tune",
+    "FineTuneDetector": "sft_lightning.paradigms.fine_tune_detector",
     "FrozenFeatureClassifier": "sft_lightning.paradigms.frozen_features",
     "ImageDataModule": "sft_lightning.data.vision.datamodule",
+    "PatchView": "sft_lightning.data.vision.detection_views",
     "PretrainView": "sft_lightning.data.vision.pretrain_views",
     "SegmentationDataModule": "sft_lightning.data.vision.segmentation_datamodule",
     "SelfSupervisedModule": "sft_lightning.paradigms.self_supervised",
+    "SemiSupervisedDetector": "sft_lightning.paradigms.semi_supervised_detector",
     "SemiSupervisedModule": "sft_lightning.paradigms.semi_supervised",
     "StudentTeacherDetector": "sft_lightning.paradigms.student_teacher",
     "StrongView": "sft_lightning.data.vision.views",

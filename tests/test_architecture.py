@@ -20,7 +20,7 @@ HOME = Path(sft_lightning.__file__).parent
 FLOORS = [
     ["_version", "_moved", "modalities", "utils"],
     ["networks", "data", "runs"],
-    ["classifiers", "anomaly", "losses", "training"],
+    ["classifiers", "anomaly", "detection", "losses", "training"],
     ["tasks", "paradigms"],
     ["__init__"],
     ["cli"],

@@ -51,6 +51,51 @@ def is_inside(kind: str, across: _Pixels, down: _Pixels) -> npt.NDArray[np.bool_
     )
 
 
+def draw_background(draw: np.random.Generator, size: int) -> _Pixels:
+    """Return smooth noise between two random colors, (size, size, 3), from 0 to 1."""
+    first, second = (color_of(draw.random(), 0.35 * draw.random(), 0.25 + 0.6 * draw.random()) for _ in range(2))
+    share = smooth_noise(draw, size)[..., None]
+    return np.asarray(first * share + second * (1 - share))
+
+
+def draw_shape(
+    draw: np.random.Generator, size: int, reaches: tuple[float, float]
+) -> tuple[int, npt.NDArray[np.bool_], _Pixels]:
+    """Draw a shape at a random place.
+
+    Args:
+        draw: Random generator.
+        size: Side of the scene in pixels.
+        reaches: Smallest and largest half-width as a share of the side.
+
+    Returns:
+        Number of its class, the pixels that it covers, (size, size), and its colors, (size, size, 3).
+    """
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    number = int(draw.integers(1, len(CLASSES)))
+    reach = size * draw.uniform(*reaches)
+    y, x, angle = *draw.uniform(0.1 * size, 0.9 * size, 2), draw.uniform(0, 2 * np.pi)
+    across = ((columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)) / reach
+    down = ((rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)) / reach
+    inside = is_inside(CLASSES[number], across, down)
+    hue = (_HUES[number - 1] + draw.normal(0, 0.09)) % 1
+    colors = [color_of(hue, draw.uniform(0.35, 0.9), draw.uniform(0.35, 0.95)) for _ in range(2)]
+    period = draw.uniform(0.25, 0.7)
+    texture = {
+        0: np.zeros((size, size), dtype=bool),
+        1: (across % period) < period / 2,
+        2: ((across % period) < period / 2) ^ ((down % period) < period / 2),
+    }[int(draw.integers(3))]
+    painted = np.where(texture[..., None], colors[0], colors[1]) * (0.85 + 0.3 * smooth_noise(draw, size)[..., None])
+    return number, inside, painted
+
+
+def expose(draw: np.random.Generator, image: _Pixels) -> npt.NDArray[np.uint8]:
+    """Return an image with a random brightness and noise, uint8."""
+    image = image * draw.uniform(0.7, 1.15) + draw.normal(0, 0.04, image.shape)
+    return np.asarray((image.clip(0, 1) * 255).round().astype(np.uint8))
+
+
 def compose(seed: int, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Compose one scene.
 
@@ -62,33 +107,13 @@ def compose(seed: int, size: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
         Image, uint8 (size, size, 3), and classes, uint8 (size, size).
     """
     draw = np.random.default_rng([17, seed])
-    first, second = (color_of(draw.random(), 0.35 * draw.random(), 0.25 + 0.6 * draw.random()) for _ in range(2))
-    share = smooth_noise(draw, size)[..., None]
-    image = first * share + second * (1 - share)
+    image = draw_background(draw, size)
     mask = np.zeros((size, size), dtype=np.uint8)
-    rows, columns = np.mgrid[:size, :size] + 0.5
     for _ in range(int(draw.integers(2, 6))):
-        number = int(draw.integers(1, len(CLASSES)))
-        reach = size * draw.uniform(0.1, 0.24)
-        y, x, angle = *draw.uniform(0.1 * size, 0.9 * size, 2), draw.uniform(0, 2 * np.pi)
-        across = ((columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)) / reach
-        down = ((rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)) / reach
-        inside = is_inside(CLASSES[number], across, down)
-        hue = (_HUES[number - 1] + draw.normal(0, 0.09)) % 1
-        colors = [color_of(hue, draw.uniform(0.35, 0.9), draw.uniform(0.35, 0.95)) for _ in range(2)]
-        period = draw.uniform(0.25, 0.7)
-        texture = {
-            0: np.zeros((size, size), dtype=bool),
-            1: (across % period) < period / 2,
-            2: ((across % period) < period / 2) ^ ((down % period) < period / 2),
-        }[int(draw.integers(3))]
-        painted = np.where(texture[..., None], colors[0], colors[1]) * (
-            0.85 + 0.3 * smooth_noise(draw, size)[..., None]
-        )
+        number, inside, painted = draw_shape(draw, size, (0.1, 0.24))
         image = np.where(inside[..., None], painted, image)
         mask[inside] = number
-    image = image * draw.uniform(0.7, 1.15) + draw.normal(0, 0.04, image.shape)
-    return (image.clip(0, 1) * 255).round().astype(np.uint8), mask
+    return expose(draw, image), mask
 
 
 def write(folder: Path, count: int, size: int, test: int, start: int = 0) -> Path:

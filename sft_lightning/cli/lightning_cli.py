@@ -22,12 +22,15 @@ from sft_lightning import (  # noqa: F401
     AudioDataModule,
     AutoencoderModule,
     DecoupledFeatureClassifier,
+    DetectionDataModule,
     DistillModule,
     FineTuneClassifier,
+    FineTuneDetector,
     FrozenFeatureClassifier,
     ImageDataModule,
     SegmentationDataModule,
     SelfSupervisedModule,
+    SemiSupervisedDetector,
     SemiSupervisedModule,
     StudentTeacherDetector,
     TextDataModule,
@@ -39,6 +42,7 @@ from sft_lightning.cli.fast_loop import LeanEpochLoop, NoProfiler
 from sft_lightning.cli.logging import silence_third_party
 from sft_lightning.cli.parser import Parser
 from sft_lightning.cli.predict_config import set_checkpoint_classes, set_checkpoint_shape
+from sft_lightning.cli.prediction_writers import make_writer
 from sft_lightning.cli.process_state import preserve_process
 from sft_lightning.cli.registry import LINKED, accepts_null
 from sft_lightning.cli.resumed_settings import restore_settings
@@ -46,7 +50,6 @@ from sft_lightning.cli.run_config import explain_missing_data, set_splits
 from sft_lightning.data.class_names import format_class_names
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.networks.build import use_files_of
-from sft_lightning.paradigms.defect_detector import DefectDetector
 from sft_lightning.paradigms.without_steps import WithoutSteps
 from sft_lightning.runs.checkpoints import check_checkpoint, find_checkpoint, find_newest_checkpoint, read_checkpoint
 from sft_lightning.runs.lock import RunLock, is_training
@@ -56,7 +59,6 @@ from sft_lightning.training.callbacks.checkpoint import AtomicCheckpointIO, RunC
 from sft_lightning.training.callbacks.external_loggers import resume_external_runs
 from sft_lightning.training.callbacks.figures import TensorBoardFigures
 from sft_lightning.training.callbacks.metrics_csv import MetricsCSV
-from sft_lightning.training.callbacks.predictions import PredictionWriter
 from sft_lightning.training.callbacks.preemption import StopWithoutSaving
 from sft_lightning.training.callbacks.progress import Progress
 from sft_lightning.training.callbacks.pseudo_label_metrics import PseudoLabelHealth
@@ -292,7 +294,7 @@ class SFTCLI(LightningCLI):
         saves = config.get("enable_checkpointing") is not False
         defaults: list[Callback] = [
             RunCheckpoint() if saves else StopWithoutSaving(),
-            self._make_writer() if self.subcommand == "predict" else TensorBoardFigures(),
+            make_writer(self.model) if self.subcommand == "predict" else TensorBoardFigures(),
         ]
         if isinstance(self.model, SemiSupervisedModule):
             defaults.append(PseudoLabelHealth())
@@ -301,17 +303,6 @@ class SFTCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False:
             defaults.append(Progress())
         return super()._instantiate_trainer(config, [*callbacks, *defaults])
-
-    def _make_writer(self) -> Callback:
-        if isinstance(self.model, DefectDetector):
-            from sft_lightning.training.callbacks.vision.heat_maps import HeatMapWriter
-
-            return HeatMapWriter()
-        if not getattr(getattr(self.model, "task", None), "is_dense", False):
-            return PredictionWriter()
-        from sft_lightning.training.callbacks.vision.mask_predictions import MaskWriter
-
-        return MaskWriter()
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)

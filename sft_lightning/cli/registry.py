@@ -21,7 +21,14 @@ OURS = {
         for name in sft_lightning.__all__
         if name.endswith(("Module", "Classifier", "Detector")) and "Data" not in name
     ],
-    "data": ["ImageDataModule", "TextDataModule", "AudioDataModule", "SegmentationDataModule", "AnomalyDataModule"],
+    "data": [
+        "ImageDataModule",
+        "TextDataModule",
+        "AudioDataModule",
+        "SegmentationDataModule",
+        "DetectionDataModule",
+        "AnomalyDataModule",
+    ],
     "objective": pretraining.__all__,
     "strategy": strategies.__all__,
     "feature_loss": feature_losses.__all__,
@@ -123,7 +130,9 @@ def _group_classes() -> dict[str, list[Any]]:
     found = {model: ours.pop("model"), data: ours.pop("data")}
     others = [sft_lightning.TextView, sft_lightning.AudioView]
     found |= {f"{data}.weak_view": [sft_lightning.WeakView, *others]}
-    found |= {f"{data}.strong_view": [sft_lightning.StrongView, sft_lightning.ColorView, *others]}
+    found |= {
+        f"{data}.strong_view": [sft_lightning.StrongView, sft_lightning.ColorView, sft_lightning.PatchView, *others]
+    }
     pretrain_views = "pretrain_view", "pretrain_view_2", "pretrain_view_local"
     found |= {f"{data}.{name}": [sft_lightning.PretrainView] for name in pretrain_views}
     found |= {f"{model}.{name}.init_args": kinds for name, kinds in ours.items()}

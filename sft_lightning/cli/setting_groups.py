@@ -63,6 +63,14 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Batches": ("batch_size", "unlabeled_ratio", "eval_batch_size", "steps_per_epoch"),
         "Loading": ("num_workers",),
     },
+    "DetectionDataModule": {
+        "Source": ("source", "root", "unlabeled_source", "predict_source", "class_names", "on_bad_image"),
+        "Labels and splits": ("num_labels", "seed", "val_size", "test_size", "split_file", "test_on", "on_leak"),
+        "Images": ("image_size", "channels", "background", "resize", "value_range"),
+        "Views": ("weak_view", "strong_view", "min_visible", "labeled_view"),
+        "Batches": ("batch_size", "unlabeled_ratio", "eval_batch_size", "steps_per_epoch"),
+        "Loading": ("num_workers",),
+    },
     "AnomalyDataModule": {
         "Source": (
             "source", "root", "download", "normal_class", "unlabeled_as_normal", "unlabeled_source", "predict_source",
@@ -82,6 +90,19 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Method": ("strides", "false_alarm_rate"),
         "Teacher": ("backbone", "weights", "mean", "std"),
         "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
+    },
+    "FineTuneDetector": {
+        "Network": ("backbone", "detector", "width", "anchor_scale", "mean", "std"),
+        "Detections": ("score_threshold", "nms_threshold", "max_detections", "drawn_score"),
+        "Start": ("weights",),
+        "How much is tuned": (
+            "tune", "last_k_blocks", "head_only_epochs", "backbone_lr_scale", "layer_decay", "norm_stats",
+        ),
+        "Loss": ("regularizer",),
+        "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
+    },
+    "SemiSupervisedDetector": {
+        "Unlabeled examples": ("threshold", "lambda_u", "burn_in_steps", "ema_decay", "learn_pseudo_corners"),
     },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),

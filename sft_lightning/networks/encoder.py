@@ -142,6 +142,16 @@ class Encoder(nn.Module, ABC):
         """
         raise InputError(f"backbone {self.name!r} has no maps whose channels could be scaled: choose another one")
 
+    def list_strides(self) -> list[int]:
+        """Return the strides of the maps that `select_maps` can choose, the smallest first.
+
+        Those of a plain transformer are equal.
+
+        Raises:
+            InputError: The encoder has no maps.
+        """
+        raise InputError(f"backbone {self.name!r} gives no maps, in which objects are found: choose another one")
+
     def select_maps(self, strides: Sequence[int]) -> None:
         """Choose the maps that `forward_maps` gives, and drop the layers after the last one.
 

@@ -1,16 +1,14 @@
 """What all classifiers on a backbone share: names of the classes, evaluation and prediction."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from sft_lightning.data.batches import holds_features
-from sft_lightning.data.class_names import describe_difference, parse_class_names
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.networks.encoder import Encoder
-from sft_lightning.paradigms.base import Paradigm
 from sft_lightning.paradigms.calibration import Calibration, use_calibration
+from sft_lightning.paradigms.named_classes import NamedClasses
 from sft_lightning.tasks.base import Task
 from sft_lightning.training.figures import ConfusionMatrix, Figure
 from sft_lightning.utils.errors import InputError
@@ -22,10 +20,12 @@ _TARGETS = {
     "class_set": "several classes (label_separator, label_columns)",
     "mask": "masks",
     "defect": "labels of normal ones alone",
+    "boxes": "boxes of objects",
 }
+_REMEDIES = {"defect": "use AnomalyDetector", "boxes": "use FineTuneDetector or SemiSupervisedDetector"}
 
 
-class BackboneClassifier(Paradigm):
+class BackboneClassifier(NamedClasses):
     """Base of the classifiers on a backbone.
 
     Attributes:
@@ -60,56 +60,20 @@ class BackboneClassifier(Paradigm):
         self.trust = Calibration()
         self._metrics = nn.ModuleDict({f"{stage}_metrics": self.task.build_metrics() for stage in ("val", "test")})
 
-    # --- names of the classes
-
-    def name_classes(self, names: Sequence[str]) -> None:
-        """Name the outputs; checkpoints record the names.
-
-        Args:
-            names: Name of each class.
-        """
-        self.class_names = list(names)
-        self.hparams["class_names"] = self.class_names
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the names of the classes with the weights."""
-        names = parse_class_names(checkpoint.get("hyper_parameters", {}).get("class_names"))
-        if names is not None and len(names) == self.num_classes:
-            self.name_classes(names)
-
     def check_classes(self) -> None:
-        """Check that the data numbers its classes like the outputs; name outputs that have no names yet.
+        """Check that the data has targets of the task, and numbers its classes like the outputs.
 
         Raises:
-            InputError: The data has other classes, or the same ones in another order.
+            InputError: The data has other targets, other classes, or the same ones in another order.
         """
         data = few_label_data(self.trainer)
         if data is not None and data.target != self.task.target:
-            remedy = f"give FineTuneClassifier or SemiSupervisedModule target {data.target!r}"
+            plain = f"give FineTuneClassifier or SemiSupervisedModule target {data.target!r}"
             raise InputError(
                 f"{type(self).__name__} is for {self.task.name.replace('_', '-')}, and the examples have "
-                f"{_TARGETS[data.target]}: {'use AnomalyDetector' if data.target == 'defect' else remedy}, or other "
-                "data"
+                f"{_TARGETS[data.target]}: {_REMEDIES.get(data.target, plain)}, or other data"
             )
-        if data is None or list(names := data.class_names) == self.class_names:
-            return
-        if self.hparams.get("class_names") is None:
-            if len(names) == self.num_classes:
-                self.name_classes(names)
-            return
-        raise InputError(
-            f"the model and the data have other classes, or another order of them "
-            f"({describe_difference(self.class_names, names)}): give the data the class_names of the model, or data of "
-            "the same classes"
-        )
-
-    def on_validation_start(self) -> None:
-        """Compare the classes of the data with the model's."""
-        self.check_classes()
-
-    def on_test_start(self) -> None:
-        """Compare the classes of the data with the model's."""
-        self.check_classes()
+        super().check_classes()
 
     # --- features, which may come from the cache
 

@@ -6,7 +6,7 @@ follows Kumar et al. 2022; layer-wise decay of the learning rate Howard & Ruder 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,29 +17,26 @@ from sft_lightning.losses.regularizers.base import Regularizer
 from sft_lightning.losses.regularizers.l2sp import L2SP
 from sft_lightning.networks.adapters import Adapter
 from sft_lightning.networks.build import build_encoder
-from sft_lightning.networks.weights import find_weights
 from sft_lightning.paradigms.backbone_classifier import BackboneClassifier
 from sft_lightning.paradigms.base import StepResult, compile_in_place, resolve_input_spec
 from sft_lightning.paradigms.feature_cache import use_cache
 from sft_lightning.paradigms.fitted_head import HeadStart, start_head
-from sft_lightning.paradigms.freezing import NormStats, Tune, TuningDepth, has_finetuning, rewrap
+from sft_lightning.paradigms.freezing import NormStats, Tune, has_finetuning
 from sft_lightning.paradigms.head_weights import attach_head, take_head
-from sft_lightning.runs.lineage import find_run
-from sft_lightning.runs.record import RunRecord
+from sft_lightning.paradigms.tuned_backbone import TunedBackbone
 from sft_lightning.tasks.class_weights import order_weights
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.tasks.multi_label import MultiLabelLoss
 from sft_lightning.tasks.segmentation import SegmentationLoss
 from sft_lightning.training.nonfinite import OnNonfinite
-from sft_lightning.training.optimizers import Group
-from sft_lightning.utils.errors import InputError, check_min
+from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
 
 # Paradigms that keep the statistics of published weights by default.
 _KEEPING = ("FineTuneClassifier", "SemiSupervisedModule", "DecoupledFeatureClassifier")
 
 
-class FineTuneClassifier(BackboneClassifier):
+class FineTuneClassifier(TunedBackbone, BackboneClassifier):
     """A classifier on a backbone, from scratch or from weights."""
 
     head: nn.Linear
@@ -136,7 +133,6 @@ class FineTuneClassifier(BackboneClassifier):
             on_nonfinite=on_nonfinite,
             nonfinite_limit=nonfinite_limit,
         )
-        check_min(0, head_only_epochs=head_only_epochs)
         weight = order_weights(class_weights, class_names, num_classes)
         if not isinstance(adapter, Adapter | None):
             raise InputError(f"adapter is {adapter!r:.60}: give an object such as LoRA() (in YAML, a class_path)")
@@ -168,39 +164,18 @@ class FineTuneClassifier(BackboneClassifier):
         if names:
             self.name_classes(names)
         self.regularize(self.backbone, compile)  # before the adapter: the start is a plain network
-        if norm_stats not in get_args(NormStats):
-            raise InputError(f"norm_stats is {norm_stats!r}: give {', '.join(get_args(NormStats))}")
-        keep = norm_stats == "weights"
-        if norm_stats == "auto" and weights != "none" and (head_start != "random" or self.has_trained_head):
-            keep = not _has_learned_statistics(weights)
-        self._norm_stats_given = norm_stats
-        self.hparams["norm_stats"] = "weights" if keep else "batch"  # a resumed run takes it from there
-        self.depth = TuningDepth(self.backbone, tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay, keep)
-        self.depth.release(head_only_epochs == 0)
+        self.tune_backbone(
+            tune, last_k_blocks, adapter, backbone_lr_scale, layer_decay, norm_stats, weights,
+            keeps_by_default=head_start != "random" or self.has_trained_head, head_only_epochs=head_only_epochs,
+        )  # fmt: skip
         compile_in_place(self.backbone, compile)
-        self.head_only_epochs, self.head_start = head_only_epochs, head_start
+        self.head_start = head_start
         self.cache_features = cache_features
         self._balanced = class_weights == "balanced"
         self.register_buffer("class_weight", weight)
         self._weighted = class_weights is not None
 
     # --- stages of training
-
-    def train(self, mode: bool = True) -> "FineTuneClassifier":
-        """Set the mode, but keep frozen blocks in eval mode."""
-        super().train(mode)
-        if mode:
-            self.depth.hold()
-        return self
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the names of the classes, and what batch normalization normalized by."""
-        super().on_load_checkpoint(checkpoint)
-        if self._norm_stats_given == "auto":  # `weights` is none in a resumed run; version 0.2 had no such setting
-            settings = checkpoint.get("hyper_parameters", {})
-            self.hparams["norm_stats"] = settings.get("norm_stats", "batch")
-            self.depth.keep_norm_stats(self.hparams["norm_stats"] == "weights")
-            self.train(self.training)
 
     def on_fit_start(self) -> None:
         """Fit the head's start, compute balanced class weights, and use cached features of a frozen backbone."""
@@ -213,7 +188,7 @@ class FineTuneClassifier(BackboneClassifier):
                     "features such a head fits by chance; training from there mostly fails: give weights, or set "
                     "head_start to random."
                 )
-        self._check_norm_stats()
+        self.check_norm_stats()
         data = few_label_data(self.trainer)
         learns = self.depth.learns or has_finetuning(self._trainer)
         stays = not learns and self.batch_parts == ("labeled",) and not self.task.is_dense
@@ -234,20 +209,6 @@ class FineTuneClassifier(BackboneClassifier):
                     "classes are made up for twice. Use one of the two."
                 )
 
-    def _check_norm_stats(self) -> None:
-        if self._norm_stats_given == "auto":
-            return
-        if not self.depth.has_norm_stats:
-            rank_zero_info(
-                f"norm_stats is {self._norm_stats_given!r}, and backbone {self.backbone.name!r} has no batch "
-                "normalization: leave it out."
-            )
-        elif (self._norm_stats_given, self.hparams["weights"]) == ("weights", "none") and not self.trainer.ckpt_path:
-            rank_zero_info(
-                "Warning: norm_stats is 'weights', and the backbone starts from random weights, whose statistics come "
-                "from no examples: give weights, or set norm_stats to auto."
-            )
-
     def refuse_loss_settings(self, reason: str) -> None:
         """Refuse settings of the supervised cross-entropy where training does not use it.
 
@@ -264,52 +225,6 @@ class FineTuneClassifier(BackboneClassifier):
             if is_set:
                 raise InputError(f"{name} is set, but {reason}, so that it would change nothing: leave it out")
 
-    def on_train_start(self) -> None:
-        """Release the backbone when training resumes in the middle of an epoch."""
-        super().on_train_start()
-        self.on_train_epoch_start()
-
-    def on_train_epoch_start(self) -> None:
-        """Release or freeze the backbone when its epoch has come, and log what a callback has changed besides."""
-        self._set_depth(self.current_epoch)
-        changes = self.depth.find_changes()
-        if changes:
-            rank_zero_info(
-                f"Epoch {self.current_epoch}: parameters of the backbone beside those that tune and head_only_epochs "
-                f"freeze or release were changed by a callback and stay so: {changes}."
-            )
-            self.on_depth_change()
-
-    def on_train_epoch_end(self) -> None:
-        """Release what the next epoch trains, before its callbacks run, so that they can override it."""
-        super().on_train_epoch_end()
-        if not self.is_last_epoch:
-            self._set_depth(self.current_epoch + 1)
-
-    def _set_depth(self, epoch: int) -> None:
-        if self.depth.release(self.backbone_learns(epoch)):
-            word = "released" if self.depth.released else "frozen"
-            rank_zero_info(f"Epoch {epoch}: the backbone is {word}.")
-            self.on_depth_change()
-
-    def on_depth_change(self) -> None:
-        """Make DDP average the gradients of what is trained from now on."""
-        rewrap(self.trainer)
-
-    def backbone_learns(self, epoch: int) -> bool:
-        """Return whether the backbone is trained in an epoch.
-
-        Args:
-            epoch: Number of the epoch, counted from 0.
-        """
-        return epoch >= self.head_only_epochs
-
-    def groups(self) -> list[Group]:
-        """Return the group of the head and a decoder, then those of the backbone from the last block to the first."""
-        new = [p for part in (self.head, *self.backbone.new_parts) for p in part.parameters()]
-        groups = [Group("head", new, 1.0), *self.depth.groups()]
-        return self.depth.leave(groups, self._lr_scheduler is not None) if has_finetuning(self._trainer) else groups
-
     # --- steps
 
     def step(self, batch: Any) -> StepResult:
@@ -322,10 +237,3 @@ class FineTuneClassifier(BackboneClassifier):
 
     def _supervised(self, y: Tensor, logits: Tensor) -> Tensor:
         return self.task.loss(logits, y, self.class_weight if self._weighted else None)
-
-
-def _has_learned_statistics(weights: str) -> bool:
-    """Return whether the statistics of weights come from a run, from scratch or without labels; others were kept."""
-    run = None if weights == "default" else find_run(find_weights(Path(weights)))
-    links = [] if run is None else RunRecord(run).chain
-    return any(link.get("weights") in (None, "none") or link.get("model") not in _KEEPING for link in links)

@@ -12,6 +12,7 @@ from sft_lightning.data.contract import few_label_data
 from sft_lightning.data.modality import MixedFeatures, mix_inputs
 from sft_lightning.losses.unlabeled.base import Outputs, Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.losses.unlabeled.pool_targets import PoolTargets
+from sft_lightning.paradigms.averaged import AveragedWeights
 from sft_lightning.paradigms.base import StepResult, compile_in_place
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, choose_lengths, find_accumulation, ramp
 from sft_lightning.paradigms.control import Control, find_obstacle
@@ -24,7 +25,7 @@ from sft_lightning.utils.inputs import Inputs, concatenate_inputs, count_inputs
 from sft_lightning.utils.lightning_patches import find_unused_parameters
 
 
-class SemiSupervisedModule(FineTuneClassifier):
+class SemiSupervisedModule(FineTuneClassifier, AveragedWeights):
     """A classifier that also learns from unlabeled examples; accepts all settings of `FineTuneClassifier`.
 
     `joint` takes L_s + lambda L_u in each step. `alternating` first takes `warmup_steps` on L_s, then turns of
@@ -98,8 +99,6 @@ class SemiSupervisedModule(FineTuneClassifier):
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
         self._mix: Callable[[Inputs, Tensor, Tensor], Inputs | MixedFeatures] = mix_inputs
         self._pool_share = 1.0
-        self._followed = 0
-        self._followed_there: int | None = None
         self.pseudo_labels: PseudoLabels | None = None
         self.supervised_loss: Tensor | None = None  # L_s of the last step, for callbacks
 
@@ -258,15 +257,6 @@ class SemiSupervisedModule(FineTuneClassifier):
         labels = (1 if data is None else data.batch_size) * self.trainer.world_size
         self._pool_share = min(1.0, pool / labels) if pool else 1.0
 
-    def on_train_start(self) -> None:
-        """Start the average, and catch up on a step that a checkpoint inside an epoch had not averaged yet."""
-        super().on_train_start()
-        if self.average is not None and self._followed_there is not None:
-            if self._followed_there < self.trainer.global_step:
-                self._update_average(self.average)
-            self._followed_there = None
-        self._followed = self.trainer.global_step
-
     def on_train_epoch_start(self) -> None:
         """Let the strategy prepare for the epoch."""
         super().on_train_epoch_start()
@@ -279,15 +269,9 @@ class SemiSupervisedModule(FineTuneClassifier):
                 "loaders do not give: use a data module of this package"
             )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the last averaged step: callbacks that save after a step run before the average is updated."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["average_followed"] = self._followed
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the last averaged step, the lengths that were chosen, and a control where one is trained."""
+        """Read the lengths that were chosen, and a control where one is trained."""
         super().on_load_checkpoint(checkpoint)
-        self._followed_there = checkpoint.get("average_followed")
         settings = checkpoint.get("hyper_parameters", {})
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._set_lengths(settings.get("warmup_steps") or 0, settings.get("ramp_steps") or 0)
@@ -372,13 +356,6 @@ class SemiSupervisedModule(FineTuneClassifier):
         if "supervised" not in means or "unsupervised" not in means:
             return {}
         return {"ratio": self._lambda_now() * means["unsupervised"] / means["supervised"].clamp_min(1e-8)}
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Update the average after each optimizer step."""
-        if self.average is not None and self.trainer.global_step > self._followed:
-            self._update_average(self.average)
-            self._followed = self.trainer.global_step
-        super().on_train_batch_end(outputs, batch, batch_idx)
 
     def _update_average(self, average: EMA) -> None:
         self.strategy.update_average(average.update(self))

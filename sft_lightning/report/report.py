@@ -11,7 +11,8 @@ from sft_lightning import AutoencoderModule, SelfSupervisedModule
 from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint, sample_positions
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.paradigms.defect_detector import DefectDetector
-from sft_lightning.report import class_sets, figures, one_class, pixels
+from sft_lightning.paradigms.fine_tune_detector import FineTuneDetector
+from sft_lightning.report import boxes, class_sets, figures, one_class, pixels
 from sft_lightning.report.calibration import render_calibration
 from sft_lightning.report.defects import DetectorReport
 from sft_lightning.report.evaluation import Evaluation, Predictions
@@ -60,7 +61,10 @@ def report(run: str, out: str | None = None, label_next: int = 20, specificity: 
     with silence_logs():
         opened = LoadedRun(run, takes_defects=True)
         path = Path(out) if out is not None else opened.folder / "report.html"
-        if opened.classify is not None and opened.trained.is_dense:
+        if isinstance(opened.cli.model, FineTuneDetector):
+            verdict, figure, sections = boxes.describe_run(opened, _describe_iterate(opened))
+            verdict += _list_caveats(opened, is_training(opened.folder))
+        elif opened.classify is not None and opened.trained.is_dense:
             is_unfinished = is_training(opened.folder)
             next_path = path.with_name("label_next.csv")
             verdict, figure, sections = pixels.describe_run(opened, _describe_iterate(opened), next_path, label_next)

@@ -116,7 +116,8 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     }
     if settings.get("target", "class") != "class":
         metadata["target"] = settings["target"]
-    states = (content.get(name, {}) for name in ("ImageDataModule", "SegmentationDataModule"))
+    names = ("ImageDataModule", "SegmentationDataModule", "DetectionDataModule")
+    states = (content.get(name, {}) for name in names)
     if ranges := next((state["value_ranges"] for state in states if state.get("value_ranges")), None):
         metadata["value_ranges"] = ranges
     if head:

@@ -8,12 +8,15 @@ from sft_lightning import (
     AnomalyDataModule,
     AnomalyDetector,
     AudioDataModule,
+    DetectionDataModule,
     DistillModule,
     FineTuneClassifier,
+    FineTuneDetector,
     FrozenFeatureClassifier,
     ImageDataModule,
     SegmentationDataModule,
     SelfSupervisedModule,
+    SemiSupervisedDetector,
     SemiSupervisedModule,
     StudentTeacherDetector,
     TextDataModule,
@@ -22,15 +25,19 @@ from sft_lightning.__main__ import main
 from sft_lightning.cli.registry import LINKED, list_parameters
 from sft_lightning.cli.setting_groups import GROUPS, list_setting_groups
 
-DATA = (ImageDataModule, TextDataModule, AudioDataModule, SegmentationDataModule, AnomalyDataModule)
+DATA = (
+    ImageDataModule, TextDataModule, AudioDataModule, SegmentationDataModule, DetectionDataModule, AnomalyDataModule,
+)  # fmt: skip
 CLASSES = (
     *DATA,
     AnomalyDetector,
     StudentTeacherDetector,
     DistillModule,
     FineTuneClassifier,
+    FineTuneDetector,
     FrozenFeatureClassifier,
     SelfSupervisedModule,
+    SemiSupervisedDetector,
     SemiSupervisedModule,
 )
 

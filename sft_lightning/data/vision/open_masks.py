@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sft_lightning.data.source import split_of_name
 from sft_lightning.data.table_header import read_column_names
-from sft_lightning.data.vision.coco_source import CocoSource, find_coco_files
+from sft_lightning.data.vision.coco_files import find_coco_files
+from sft_lightning.data.vision.coco_source import CocoSource
 from sft_lightning.data.vision.mask_sources import EXPECTED, MaskFolder, MaskSource, MaskTable
 from sft_lightning.data.vision.yolo_source import YoloFolder
 from sft_lightning.utils.errors import InputError

@@ -1,28 +1,20 @@
 """`SegmentationDataModule`: images of which few have masks, in batches of the parts that a paradigm requests."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from sft_lightning.data.batches import BatchViews, Labeled, Unlabeled
-from sft_lightning.data.loaders import RawBatch, TrainLoader
 from sft_lightning.data.run_splits import TestOn
-from sft_lightning.data.source import Examples, take_unlabeled
-from sft_lightning.data.splits import LeakPolicy, Split
-from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.data.splits import LeakPolicy
+from sft_lightning.data.vision.annotated_datamodule import AnnotatedImageDataModule, check_resize
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.mask_classes import check_colors
 from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource
 from sft_lightning.data.vision.mask_storage import MaskGeometry
 from sft_lightning.data.vision.masks import Color, make_palette
 from sft_lightning.data.vision.open_masks import open_mask_source
-from sft_lightning.data.vision.prediction import read_files
 from sft_lightning.data.vision.segmentation_views import ColorView, SegmentationViews
-from sft_lightning.data.vision.sources import open_unlabeled
 from sft_lightning.data.vision.views import WeakView, make_view
 from sft_lightning.utils.errors import InputError, check_min
 
@@ -30,10 +22,12 @@ _MAX_SHARES = 8  # classes whose share is listed
 _UNCHANGED, _COLORS = WeakView(), ColorView()
 
 
-class SegmentationDataModule(ImageDataModule):
+class SegmentationDataModule(AnnotatedImageDataModule):
     """Images of which some have masks, in batches whose targets are classes of pixels, (B, H, W); -1 is not counted."""
 
     in_addition: ClassVar[str] = " with masks"
+    annotation: ClassVar[str] = "mask"
+    strong_settings: ClassVar[str] = "jitter, gray, blur or cutmix"
 
     def __init__(
         self,
@@ -119,8 +113,7 @@ class SegmentationDataModule(ImageDataModule):
             raise InputError(
                 f"image_size is {image_size}: give a multiple of 4, the stride of a network's map of pixels"
             )
-        if resize not in ("pad", "squash"):
-            raise InputError(f"resize is {resize!r}: give pad or squash, under which all of an image is seen")
+        check_resize(resize)
         if not 0 <= ignore_index < 2**16:
             raise InputError(f"ignore_index is {ignore_index}: give a value of masks from 0 to 65535")
         self.predict_tile = predict_tile
@@ -155,7 +148,7 @@ class SegmentationDataModule(ImageDataModule):
             predict_source=predict_source,
             class_names=class_names,
         )
-        self.views = SegmentationViews(self.image_shape, self.weak_view, self.color_view)
+        self.views = self.make_views(self.weak_view)
 
     # --- sources
 
@@ -168,13 +161,6 @@ class SegmentationDataModule(ImageDataModule):
         """Open the source of images with masks."""
         skip = self.bad.policy == "skip"
         return open_mask_source(name, self.root, skip, self._class_names, self.class_colors, self.ignore_index)
-
-    def open_unlabeled(self, name: str) -> Examples:
-        """Open another source and return its training images: one with masks, or any other of images."""
-        path = Path(name)
-        if (path / "images").is_dir() or any((child / "images").is_dir() for child in path.glob("*/")):
-            return take_unlabeled(self.open_source(name))
-        return open_unlabeled(name, self.root, skip=self.bad.policy == "skip")
 
     @property
     def target(self) -> str:
@@ -196,10 +182,6 @@ class SegmentationDataModule(ImageDataModule):
         )
 
     require_one_class = require_classes
-
-    def make_targets(self, labels: Tensor) -> Tensor:
-        """Return the labels, which say whether there is a mask; the masks themselves come with the images."""
-        return labels
 
     def name_targets(self, targets: Tensor) -> list[str]:
         """Return `mask` for each target with a counted pixel, and an empty text for others."""
@@ -237,83 +219,12 @@ class SegmentationDataModule(ImageDataModule):
         names = self.class_names
         return make_palette(len(names), {names.index(name): rgb for name, rgb in colors.items() if name in names})
 
-    # --- how files are read
+    # --- how files are read, and views
 
-    @property
-    def read_settings(self) -> Geometry:
-        """Size, channels and scale of images, which are read with their masks."""
-        return MaskGeometry.of(self.geometry)
+    def with_annotations(self, geometry: Geometry) -> MaskGeometry:
+        """Return the geometry with which masks are read, too."""
+        return MaskGeometry.of(geometry)
 
-    def prepare_reading(self, name: str, split: Split, train: bool) -> tuple[Split, Geometry, int]:
-        """Return the split, how it is read, and the number of workers; masks of unlabeled images are not read."""
-        split, geometry, workers = super().prepare_reading(name, split, train)
-        return split, geometry if name in ("unlabeled", "predict") else MaskGeometry.of(geometry), workers
-
-    def read_pair(self, name: str, position: int) -> tuple[Tensor, Tensor]:
-        """Return an image and its mask as networks see them, (C, H, W) in [0, 1] and int64 (H, W).
-
-        Args:
-            name: Name of the split.
-            position: Position in the split.
-        """
-        split = self.splits[name]
-        (batch,) = self._unaugmented(Split(split.part, [split.indices[position]]), torch.device("cpu"), 0)
-        assert isinstance(batch.x, Tensor)
-        return batch.x[0], batch.y[0]
-
-    # --- views
-
-    def views_of(self, name: str) -> SegmentationViews:
-        """Return the views of a training split, without the crop if a worker has cropped."""
-        view = self.weak_view
-        if view.crop_scale is not None and self._crops_once(name):
-            view = replace(view, crop_scale=None)
-        return SegmentationViews(self.image_shape, view, self.color_view)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make the views on the device, and give masks as targets."""
-        if isinstance(batch, RawBatch):
-            return _with_masks(BatchViews(self.views).labeled(batch))
-        made: dict[str, Labeled | Unlabeled] = {}
-        if "labeled" in batch:
-            views = BatchViews(self.views_of("labeled"), self.labeled_views)
-            made["labeled"] = _with_masks(views.labeled(batch["labeled"]))
-        if "unlabeled" in batch:
-            made["unlabeled"] = self.views_of("unlabeled").make_unlabeled(batch["unlabeled"], self._request.views)
-        return made
-
-    def train_dataloader(self) -> TrainLoader:
-        """Return the parts that the paradigm requests, side by side.
-
-        Raises:
-            InputError: A part has no image, strong views change nothing, or views for pre-training are requested.
-        """
-        if {"pretrain", "pretrain_local"} & {*self._request.views}:
-            raise InputError(
-                "SegmentationDataModule gives no views for pre-training: give the images to ImageDataModule, and start "
-                "segmentation from that run by model.weights"
-            )
-        if {"strong", "strong_2"} & {*self._request.views, *self.labeled_views} and not self.color_view:
-            raise InputError(
-                "strong_view changes nothing, but strong views are to be learned from: set jitter, gray, blur or cutmix"
-            )
-        return super().train_dataloader()
-
-    # --- prediction
-
-    def read_predicted(self, name: str) -> Split:
-        """Return the images of a folder, table or file, or of the test split of a source.
-
-        Raises:
-            InputError: The data does not exist or is empty.
-        """
-        path = Path(name)
-        inside = path / "images"
-        return read_files(str(inside if inside.is_dir() else path), self.root, self.bad)
-
-
-def _with_masks(batch: Labeled) -> Labeled:
-    """Return a batch with the masks of its images as targets."""
-    if not isinstance(batch.x, Mapping):
-        return batch
-    return batch._replace(x=batch.x["image"], y=batch.x["mask"])
+    def make_views(self, weak_view: WeakView) -> SegmentationViews:
+        """Make the views of images and masks."""
+        return SegmentationViews(self.image_shape, weak_view, self.color_view)

@@ -156,6 +156,10 @@ class Backbone(Encoder):
         """The decoder, if there is one."""
         return () if self.decoder is None else (self.decoder,)
 
+    def list_strides(self) -> list[int]:
+        """Return the strides of the maps, the smallest first; of a plain transformer, equal ones."""
+        return [level.stride for level in find_levels(self.net, self.name, (self._channels, *self.image_shape[1:]))]
+
     def select_maps(self, strides: Sequence[int]) -> None:
         """Choose the last map of each stride; of a plain transformer, the inner ones of four."""
         shape = self._channels, *self.image_shape[1:]

@@ -53,11 +53,20 @@ class PixelWriter(PredictionWriter):
             )
         self._data = data
         home = self._path.parent
-        chosen = _choose_folder(home, self.folder_name, trainer) if trainer.is_global_zero else home
-        self._folder: Path = trainer.strategy.broadcast(chosen)
-        split = data.open_predicted()
+        if self.needs_folder(pl_module):
+            chosen = _choose_folder(home, self.folder_name, trainer) if trainer.is_global_zero else home
+            self._folder: Path = trainer.strategy.broadcast(chosen)
+        self._split = split = data.open_predicted()
         self._storage, self._position = split.part.storage, split.indices
         self._names = name_files(split.ids)
+
+    def needs_folder(self, pl_module: LightningModule) -> bool:
+        """Return whether there will be images to write.
+
+        Args:
+            pl_module: Module that is about to predict.
+        """
+        return True
 
     def open_original(self, position: int) -> Image.Image:
         """Return an image at its own size, RGB, upright as its EXIF says.

@@ -1,0 +1,64 @@
+"""Source of images with boxes in COCO's JSON."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_lightning.data.source import Examples
+from sft_lightning.data.vision.box_sources import BoxSource, name_classes
+from sft_lightning.data.vision.coco_files import CocoFiles, ListedImage
+from sft_lightning.data.vision.objects import Objects, make_objects, refuse_objects
+
+
+class CocoBoxes(BoxSource):
+    """Boxes of COCO annotations, with files as `CocoFiles` finds them.
+
+    An image that a JSON lists without an object is annotated, and shows none; images beside the listed ones of `train`
+    are unlabeled. `iscrowd` marks objects that evaluation ignores.
+    """
+
+    def __init__(self, path: Path, root: str = "data", class_names: Sequence[str] | None = None) -> None:
+        """Read the annotations; no image is read.
+
+        Args:
+            path: Path of the JSON or the folder.
+            root: Second folder that the images of one JSON may be in.
+            class_names: Names of the classes in the order of their numbers; None for the categories by their numbers.
+
+        Raises:
+            InputError: A JSON is damaged, or its images are in none of the folders.
+        """
+        self.path, self.name = path, str(path)
+        self._coco = CocoFiles(path, root)
+        self.class_names = name_classes(self._coco.class_names, class_names, self.name)
+
+    def load(self) -> dict[str, Examples]:
+        """Return the examples of each split; no image is read."""
+        coco = self._coco
+        numbers = {number: self.class_names.index(name) for number, name in coco.categories.items()}
+        listed: dict[str, list[tuple[Path, Objects | None]]] = {
+            split: [(image.path, _read_objects(coco.files[split], image, numbers)) for image in images]
+            for split, images in coco.listed.items()
+        }
+        listed.setdefault("unlabeled", []).extend((path, None) for path in coco.others)
+        return self.make_parts(listed)
+
+
+def _read_objects(file: Path, image: ListedImage, numbers: Mapping[int, int]) -> Objects:
+    rows = []
+    for one in image.annotations:
+        name = f"annotation {one.get('id', '?')}"
+        if one["category_id"] not in numbers:
+            problem = f"{name} has the category {one['category_id']}, which categories does not list: add or correct it"
+            return refuse_objects(file, problem, image.sides)
+        try:
+            rows.append((numbers[one["category_id"]], _read_box(one), bool(int(one.get("iscrowd", 0)))))
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"{name} has no bbox of four numbers [x, y, width, height] ({type(error).__name__}: {error})"
+            return refuse_objects(file, problem, image.sides)
+    return make_objects(file, rows, image.sides)
+
+
+def _read_box(one: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    left, top, width, height = map(float, one["bbox"])
+    return left, top, left + width, top + height

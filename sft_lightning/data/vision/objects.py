@@ -1,0 +1,194 @@
+"""Objects of one image as its annotation has them, and where they are in the network's image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sft_lightning.data.bad_examples import show_path
+from sft_lightning.data.vision.boxes import FIELDS, clip_boxes
+from sft_lightning.data.vision.images import place_box
+
+BOX_PROBLEM = "its annotation"  # how the sentence about the boxes of an image begins
+_LEAST_INSIDE = 0.5  # share of the area of a box that has to lie in the image
+
+Boxes = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """Objects of one image.
+
+    Attributes:
+        file: File that the annotation stands in.
+        classes: Number of the class of each object, int64, (N,).
+        boxes: Corners x1, y1, x2, y2, float64, (N, 4): in pixels, the first of which reaches from 0 to 1, or in shares
+            of the sides.
+        ignored: Which objects evaluation ignores and training leaves out, boolean, (N,).
+        sides: Width and height in pixels that the annotation states; None where it does not.
+        are_shares: Whether boxes are shares of the sides.
+        problem: Why the annotation cannot be used; empty if it can.
+    """
+
+    file: Path
+    classes: npt.NDArray[np.int64]
+    boxes: Boxes
+    ignored: npt.NDArray[np.bool_]
+    sides: tuple[int, int] | None = None
+    are_shares: bool = False
+    problem: str = ""
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def content(self) -> bytes:
+        """Bytes that are equal where objects are."""
+        head = repr((self.sides, self.are_shares, self.problem, len(self))).encode()
+        return head + self.classes.tobytes() + self.boxes.tobytes() + self.ignored.tobytes()
+
+    def in_pixels(self, sides: tuple[int, int]) -> Boxes:
+        """Return the boxes in pixels, some of which may reach beyond the image, (N, 4).
+
+        Args:
+            sides: Width and height of the image in pixels.
+        """
+        return self.boxes * [*sides, *sides] if self.are_shares else self.boxes
+
+    def find_problem(self, sides: tuple[int, int]) -> str | None:
+        """Return why the boxes cannot be used, as a clause that names their file, or None.
+
+        Args:
+            sides: Width and height of the image in pixels.
+        """
+        where = f"{BOX_PROBLEM} in '{show_path(self.file)}'"
+        if self.problem:
+            return f"{where} is refused: {self.problem}"
+        if self.sides is not None and self.sides != sides:
+            stated, own = (" x ".join(map(str, one)) for one in (self.sides, sides))
+            return f"{where} is of an image of {stated} pixels, and the file has {own}: correct the sizes or the boxes"
+        boxes = self.in_pixels(sides)
+        inside = clip_corners(boxes, sides)
+        for k, (box, kept) in enumerate(zip(boxes, inside, strict=True), 1):
+            named = f"{where} has box {k} of {len(boxes)}, {_format(box)},"
+            if not np.isfinite(box).all():
+                return f"{named} with a corner that is not a number: correct it"
+            if box[2] <= box[0] or box[3] <= box[1]:
+                return f"{named} without an area: give x1 < x2 and y1 < y2"
+            share = _area(kept) / _area(box)
+            if share < _LEAST_INSIDE:
+                lies = "outside" if share <= 0 else "mostly outside"
+                return f"{named} {lies} of the image of {sides[0]} x {sides[1]} pixels: correct or remove it"
+        return None
+
+    def count_clipped(self, sides: tuple[int, int]) -> int:
+        """Return how many boxes reach beyond the image by more than a hundredth of a pixel.
+
+        Args:
+            sides: Width and height of the image in pixels.
+        """
+        boxes = self.in_pixels(sides)
+        return int((np.abs(boxes - clip_corners(boxes, sides)) > 0.01).any(1).sum())
+
+    def place(self, sides: tuple[int, int], size: int, box: tuple[float, float, float, float], least: float) -> Tensor:
+        """Return the objects in a square image, float32, (N, 6), as `boxes` describes; those out of sight are left out.
+
+        Args:
+            sides: Width and height of the image in pixels.
+            size: Side of the square image in pixels.
+            box: Part of the image that becomes the square one, as `Geometry.box` gives it.
+            least: Smallest share of the area of an object that has to be seen.
+        """
+        inner = place_box(sides, size, box).inner
+        if inner[0] >= inner[2] or inner[1] >= inner[3]:  # a crop of the border that `pad` adds
+            return torch.zeros(0, FIELDS)
+        factor, shift = _scale(sides, size, box)
+        corners = clip_corners(self.in_pixels(sides), sides) * factor + shift
+        rows = np.concatenate([self.classes[:, None], corners, self.ignored[:, None]], 1)
+        placed = clip_boxes(torch.from_numpy(rows).float(), (size, size), least)
+        return placed[placed[:, 0] >= 0]
+
+
+def place_back(boxes: Tensor, sides: tuple[int, int], size: int, box: tuple[float, float, float, float]) -> Tensor:
+    """Return boxes of a square image in pixels of the original, within its sides, (K, 4).
+
+    Args:
+        boxes: Corners in pixels of the square image, (K, 4).
+        sides: Width and height of the original in pixels.
+        size: Side of the square image in pixels.
+        box: Part of the original that became the square image, as `Geometry.box` gives it.
+    """
+    factor, shift = (torch.from_numpy(one).to(boxes) for one in _scale(sides, size, box))
+    limits = torch.tensor([*sides, *sides], dtype=boxes.dtype, device=boxes.device)
+    return torch.minimum(((boxes - shift) / factor).clamp(min=0), limits)
+
+
+def _scale(sides: tuple[int, int], size: int, box: tuple[float, float, float, float]) -> tuple[Boxes, Boxes]:
+    """Return factor and shift of the corners on the way from the original to the square image, (4,) each.
+
+    They are those of the pixels: `place_box` rounds what the image covers to whole columns and rows.
+    """
+    inner, columns, rows = place_box(sides, size, box)
+    factor = np.array([(last - first) / length for (first, last), length in (
+        (columns, inner[2] - inner[0]), (rows, inner[3] - inner[1])
+    )])  # fmt: skip
+    shift = np.array([columns[0], rows[0]]) - factor * inner[:2]
+    return np.tile(factor, 2), np.tile(shift, 2)
+
+
+def clip_corners(boxes: Boxes, sides: tuple[int, int]) -> Boxes:
+    """Return boxes within an image, (N, 4).
+
+    Args:
+        boxes: Corners in pixels, (N, 4).
+        sides: Width and height of the image in pixels.
+    """
+    return np.clip(boxes, 0, [*sides, *sides])
+
+
+def _area(box: Boxes) -> float:
+    return float(max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1]))
+
+
+def _format(box: Sequence[float] | Boxes) -> str:
+    return f"[{', '.join(f'{float(v):.6g}' for v in box)}]"
+
+
+def make_objects(
+    file: Path,
+    rows: Sequence[tuple[int, Sequence[float], bool]],
+    sides: tuple[int, int] | None = None,
+    are_shares: bool = False,
+) -> Objects:
+    """Make the record of the objects of an image.
+
+    Args:
+        file: File that the annotation stands in.
+        rows: Number of the class, corners, and whether evaluation ignores it, of each object.
+        sides: Width and height in pixels that the annotation states.
+        are_shares: Whether corners are shares of the sides.
+    """
+    return Objects(
+        file,
+        np.array([number for number, _, _ in rows], dtype=np.int64),
+        np.array([corners for _, corners, _ in rows], dtype=np.float64).reshape(len(rows), 4),
+        np.array([ignored for _, _, ignored in rows], dtype=np.bool_),
+        sides,
+        are_shares,
+    )
+
+
+def refuse_objects(file: Path, problem: str, sides: tuple[int, int] | None = None) -> Objects:
+    """Make the record of an annotation that cannot be used.
+
+    Args:
+        file: File that it stands in.
+        problem: Why it cannot be used.
+        sides: Width and height in pixels that it states.
+    """
+    made = make_objects(file, (), sides)
+    return Objects(file, made.classes, made.boxes, made.ignored, sides, problem=problem)

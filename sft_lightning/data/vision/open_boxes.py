@@ -1,0 +1,36 @@
+"""Open a source of images with boxes by its name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sft_lightning.data.vision.box_sources import BoxSource
+from sft_lightning.data.vision.coco_boxes import CocoBoxes
+from sft_lightning.data.vision.coco_files import find_coco_files
+from sft_lightning.utils.errors import InputError
+
+EXPECTED = (
+    "a JSON of COCO, a folder with COCO's JSON files, with YOLO's images and labels, or with Pascal VOC's JPEGImages "
+    "and Annotations, or a table with the columns path,class,x1,y1,x2,y2"
+)
+
+
+def open_box_source(
+    name: str, root: str = "data", skip: bool = False, class_names: Sequence[str] | None = None
+) -> BoxSource:
+    """Open a source of images with boxes.
+
+    Args:
+        name: Folder or `.json` of COCO, folder of YOLO or of Pascal VOC, or a `.csv` or `.parquet` table.
+        root: Second folder that the files of a table or a JSON may be in.
+        skip: Whether files that a table lists may be missing.
+        class_names: Names of the classes in the order of their numbers; None for those of the data.
+
+    Raises:
+        InputError: The source does not exist, or holds no usable image.
+    """
+    path = Path(name)
+    if path.suffix.lower() == ".json" and path.is_file():
+        return CocoBoxes(path, root, class_names)
+    if path.is_dir() and find_coco_files(path):
+        return CocoBoxes(path, root, class_names)
+    raise InputError(f"source {name!r} has no boxes in a known form: give {EXPECTED}")

@@ -1,0 +1,143 @@
+"""Predicted boxes in pixels of their images: a table, the form of COCO's results, and images with boxes if wanted."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from sft_lightning.data.vision.detection_datamodule import DetectionDataModule
+from sft_lightning.data.vision.masks import Color, make_palette
+from sft_lightning.training.callbacks.vision.pixel_predictions import PixelWriter, explain_write_errors
+from sft_lightning.utils.atomic import open_atomic
+from sft_lightning.utils.spreadsheet import restore_cell
+
+COCO_RESULTS = "predictions_coco.json"
+_COLUMNS = ("path", "class", "x1", "y1", "x2", "y2", "score")
+_WHITE: Color = (255, 255, 255)
+
+
+class BoxWriter(PixelWriter):
+    """Writes one row for each detected object, with its class, corners in pixels of the upright image, and score.
+
+    An image without a detection has a row without a class, as in a table of annotations.
+    `predictions_coco.json` holds the same as COCO's results: a list of `image_id` (position in the table), `file_name`,
+    `category_id` (number of the class), `category`, `bbox` (x, y, width, height) and `score`. With several processes,
+    rows of different images take turns.
+
+    Where `drawn_score` of the model is set, images with the boxes of at least that score are in `predicted_boxes`.
+    """
+
+    folder_name: ClassVar[str] = "predicted_boxes"
+    data_kind = DetectionDataModule
+    _data: DetectionDataModule
+
+    def needs_folder(self, pl_module: LightningModule) -> bool:
+        """Return whether boxes are drawn."""
+        return getattr(pl_module, "drawn_score", None) is not None
+
+    def make_columns(
+        self, trainer: Trainer, pl_module: LightningModule, prediction: dict[str, Any], names: Sequence[Any]
+    ) -> dict[str, list[Any]]:
+        """Return the rows of a batch, and draw its boxes if wanted."""
+        columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        positions, classes = prediction["indices"], self._data.class_names
+        found = self._data.original_boxes(self._split, positions, prediction["boxes"].double().cpu())
+        lists = (found, prediction["classes"].cpu(), prediction["scores"].cpu())
+        for name, position, boxes, numbers, scores in zip(names, positions.tolist(), *lists, strict=True):
+            kept = numbers >= 0
+            boxes, numbers, scores = boxes[kept], numbers[kept], scores[kept]
+            for box, number, score in zip(boxes.tolist(), numbers.tolist(), scores.tolist(), strict=True):
+                row = (name, classes[number], *(f"{corner:.2f}" for corner in box), f"{score:.6f}")
+                for column, cell in zip(columns.values(), row, strict=True):
+                    column.append(cell)
+            if not len(boxes):
+                for column, cell in zip(columns.values(), (name, *[""] * (len(_COLUMNS) - 1)), strict=True):
+                    column.append(cell)
+            if self.needs_folder(pl_module):
+                shown = scores >= pl_module.drawn_score  # type: ignore[operator] # as `needs_folder` says
+                file = self.make_path(position).with_suffix(".jpg")
+                labels = [
+                    f"{classes[number]} {score:.2f}"
+                    for number, score in zip(numbers[shown].tolist(), scores[shown].tolist(), strict=True)
+                ]
+                drawn = draw_boxes(self.open_original(position), boxes[shown], numbers[shown], labels)
+                with explain_write_errors(file):
+                    drawn.save(file, quality=90)
+        return columns
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the rows of all processes, and write them as COCO's results, too."""
+        is_open = self._file is not None
+        super().on_predict_end(trainer, pl_module)
+        if is_open and trainer.is_global_zero:
+            _write_results(self._path, self._path.with_name(COCO_RESULTS), self._data.class_names)
+
+
+def _write_results(table: Path, path: Path, class_names: Sequence[str]) -> None:
+    """Write the rows of a table as COCO's results, one after the other."""
+    with explain_write_errors(path), open_atomic(path) as staged, staged.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for k, row in enumerate(_read_rows(table, class_names)):
+            file.write(("," if k else "") + "\n" + json.dumps(row))
+        file.write("\n]\n")
+
+
+def _read_rows(table: Path, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    numbers = {name: k for k, name in enumerate(class_names)}
+    positions: dict[str, int] = {}
+    with table.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            name, kind = restore_cell(row["path"]), restore_cell(row.get("class") or "")
+            position = positions.setdefault(name, len(positions))
+            if not kind:
+                continue
+            x1, y1, x2, y2 = (float(row[corner]) for corner in ("x1", "y1", "x2", "y2"))
+            yield {
+                "image_id": position,
+                "file_name": name,
+                "category_id": numbers[kind],
+                "category": kind,
+                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                "score": float(row["score"]),
+            }
+
+
+def draw_boxes(image: Image.Image, boxes: Tensor, classes: Tensor, labels: Sequence[str]) -> Image.Image:
+    """Return an image with boxes, each in the color of its class and with a label.
+
+    Args:
+        image: RGB image.
+        boxes: Corners in pixels of the image, (N, 4).
+        classes: Class of each box, int64, (N,).
+        labels: Text of each box.
+    """
+    drawn = image.convert("RGB")
+    pen, width = ImageDraw.Draw(drawn), max(1, round(max(drawn.size) / 300))
+    font = ImageFont.load_default(max(10, round(max(drawn.size) / 50)))
+    most = int(classes.max()) + 2 if len(classes) else 1
+    palette = make_palette(most, {})[1:]  # without black, that of class 0 among masks
+    for box, number, label in reversed(list(zip(boxes.tolist(), classes.tolist(), labels, strict=True))):
+        x1, y1, x2, y2 = box
+        color = palette[number]
+        pen.rectangle((x1, y1, x2, y2), outline=color, width=width)
+        _, _, right, bottom = pen.textbbox((0, 0), label, font=font)
+        top = max(0.0, y1 - bottom - 2)
+        pen.rectangle((x1, top, x1 + right + 3, top + bottom + 2), fill=color)
+        pen.text((x1 + 2, top), label, fill=_WHITE if sum(color) < 384 else (0, 0, 0), font=font)
+    return drawn
+
+
+def to_pixels(x: Tensor) -> Image.Image:
+    """Return an image of a network's inputs.
+
+    Args:
+        x: Pixels in [0, 1], (C, H, W).
+    """
+    pixels = (x.expand(3, -1, -1).permute(1, 2, 0) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.numpy())
