@@ -8,10 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from sft_lightning.detection.base import Boxes
 from sft_lightning.detection.dense import DenseHead, Width
-from sft_lightning.detection.pyramid import Pyramid, choose_maps, choose_width, count_coarser
+from sft_lightning.detection.pyramid import Pyramid, choose_maps, choose_width, count_coarser, group_norm
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import InputError
 
@@ -55,10 +56,14 @@ class FCOS(DenseHead):
         self.pyramid = Pyramid(channels, width, coarser)
         levels = [*strides, *(strides[-1] * 2 ** (k + 1) for k in range(coarser))]
         places = AnchorGenerator(tuple((stride,) for stride in levels), ((1.0,),) * len(levels))
+        head = FCOSHead(width, 1, num_classes)
+        head.classification_head = FCOSClassificationHead(width, 1, num_classes, norm_layer=group_norm)
+        head.regression_head = FCOSRegressionHead(width, 1, norm_layer=group_norm)
         self.detector = detection.FCOS(
             Width(width),
             num_classes,
             anchor_generator=places,
+            head=head,
             score_thresh=score_threshold,
             nms_thresh=nms_threshold,
             detections_per_img=max_detections,

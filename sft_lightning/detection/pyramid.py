@@ -13,7 +13,11 @@ from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.utils.errors import InputError
 
-_GROUP = 32  # channels that widths are multiples of, as group normalization of FCOS wants
+_STEP = 32  # that widths are multiples of
+_GROUPS, _MEMBERS = (
+    8,
+    8,
+)  # of a group normalization: most groups, and fewest channels of each, which a map of 1 x 1 needs
 _WIDEST = 256
 
 
@@ -59,12 +63,12 @@ class Pyramid(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a group normalization with as many of 32 groups as divide the channels.
+    """Return a group normalization with up to 8 groups of at least 8 channels.
 
     Args:
         channels: Number of channels.
     """
-    return nn.GroupNorm(math.gcd(_GROUP, channels), channels)
+    return nn.GroupNorm(math.gcd(_GROUPS, max(1, channels // _MEMBERS)), channels)
 
 
 def choose_maps(encoder: Encoder, finest: int, most: int | None = None) -> tuple[list[int], list[int]]:
@@ -106,9 +110,9 @@ def choose_width(channels: Sequence[int], width: int | None) -> int:
         InputError: The width is not a positive multiple of 32.
     """
     if width is None:
-        return max(_GROUP, min(_WIDEST, channels[-1] // 2 // _GROUP * _GROUP))
-    if width < _GROUP or width % _GROUP:
-        raise InputError(f"width is {width}: give a multiple of {_GROUP}, such as 128")
+        return max(_STEP, min(_WIDEST, channels[-1] // 2 // _STEP * _STEP))
+    if width < _STEP or width % _STEP:
+        raise InputError(f"width is {width}: give a multiple of {_STEP}, such as 128")
     return width
 
 

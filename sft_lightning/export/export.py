@@ -16,6 +16,7 @@ from sft_lightning.cli.loaded_run import LoadedRun, describe_checkpoint
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.data.class_names import find_missing_classes, format_class_names, match_classes
 from sft_lightning.data.open_data import get_data_class
+from sft_lightning.export.detector import DETECTORS, export_detector
 from sft_lightning.export.evaluate import NUM_COMPARED, NUM_MAPS, evaluate_export
 from sft_lightning.export.int8 import describe_int8, get_int8_path, write_int8
 from sft_lightning.export.model_card import CardData, format_model_card
@@ -76,6 +77,11 @@ def export(
     trained = load_trained_network(checkpoint)
     folder = find_run(checkpoint)
     config = {} if folder is None else _read_config(folder / "fit.yaml")
+    if trained.metadata["made_by"] in DETECTORS:
+        if wise < 1 or int8:
+            raise InputError(f"{'int8' if int8 else 'wise'} is set, which is not written for detectors: leave it out")
+        path = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
+        return export_detector(run, trained, checkpoint, part, format, path, config.get("data") or {})
     classifier = None
     if part != "backbone" and not trained.head:
         made_by = trained.metadata["made_by"]

@@ -207,8 +207,8 @@ def render_worst(opened: LoadedRun, judged: Judged, threshold: float) -> Markup:
             for k, is_ignored in zip(true.tolist(), y[:, 5].tolist(), strict=True)
         ]
         panels = [
-            (draw_boxes(image, y[:, 1:5], true, kinds), "true boxes"),
-            (draw_boxes(image, found.boxes[shown], found.classes[shown], labels), "found boxes"),
+            (draw_boxes(image, y[:, 1:5], true, kinds, _SIDE), "true boxes"),
+            (draw_boxes(image, found.boxes[shown], found.classes[shown], labels, _SIDE), "found boxes"),
         ]
         drawn = [figures.embed_image(pil_to_tensor(one) / 255, text, _SIDE) for one, text in panels]
         identifier = opened.data.splits[judged.name].ids[position]

@@ -108,7 +108,7 @@ def _read_rows(table: Path, class_names: Sequence[str]) -> Iterator[dict[str, An
             }
 
 
-def draw_boxes(image: Image.Image, boxes: Tensor, classes: Tensor, labels: Sequence[str]) -> Image.Image:
+def draw_boxes(image: Image.Image, boxes: Tensor, classes: Tensor, labels: Sequence[str], side: int = 0) -> Image.Image:
     """Return an image with boxes, each in the color of its class and with a label.
 
     Args:
@@ -116,8 +116,11 @@ def draw_boxes(image: Image.Image, boxes: Tensor, classes: Tensor, labels: Seque
         boxes: Corners in pixels of the image, (N, 4).
         classes: Class of each box, int64, (N,).
         labels: Text of each box.
+        side: Longer side up to which a small image is enlarged, in pixels.
     """
-    drawn = image.convert("RGB")
+    drawn, scale = image.convert("RGB"), max(1, round(side / max(image.size)))
+    drawn = drawn.resize((scale * drawn.width, scale * drawn.height), Image.Resampling.NEAREST)
+    boxes = boxes * scale
     pen, width = ImageDraw.Draw(drawn), max(1, round(max(drawn.size) / 300))
     font = ImageFont.load_default(max(10, round(max(drawn.size) / 50)))
     most = int(classes.max()) + 2 if len(classes) else 1
