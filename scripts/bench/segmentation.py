@@ -4,6 +4,8 @@
     python scripts/bench/segmentation.py --backbone timm/tf_efficientnet_lite0 --weights FILE --rate 0.001 --steps 200 \
         --shares 0.05 --methods labels FixMatch UniMatch UniMatchV2 \
         --out scripts/bench/results/segmentation_pretrained.json
+    python scripts/bench/segmentation.py --shares 0.05 --methods labels "labels after MAE" "labels after SimCLR" \
+        --out scripts/bench/results/segmentation_starts.json
 
 On composed scenes (`shapes_scenes.py`), which are not photographs: textured shapes of five classes over noise, 64
 pixels wide. The small residual network `resnet8` starts from scratch. `labels` learns from the drawn masks alone, and
@@ -16,6 +18,9 @@ last iterate, for each draw of the masks. Nothing was chosen by these scenes: se
 The second command starts from published weights of a classifier. Hypothesis, written down before its first run: with
 22 masks, UniMatch V2 is at least 2 points above the labels alone, and FixMatch and UniMatch are not below them.
 Budget: an hour of one core.
+
+The third one first learns from the training images without their masks, for 300 steps of 64. Hypothesis, written down
+before its first run: with 22 masks, at least one of both is 2 points above a random start. Budget: half an hour.
 
 The interval is that of the mean difference to `labels` on the same masks (Student's t, 95 %).
 """
@@ -44,6 +49,16 @@ def fit(name: str, words: list[str]) -> Path:
     return max(Path("lightning_logs", name).iterdir(), key=lambda path: int(path.name.rpartition("_")[2]))
 
 
+def pretrain(objective: str, source: Path, size: int, seed: int) -> Path:
+    """Learn from the training images without their masks, and return the folder of the run."""
+    words = ["--model=SelfSupervisedModule", f"--model.objective={objective}", "--model.backbone=resnet8"]
+    words += ["--model.optimizer=AdamW", "--model.optimizer.lr=0.002", "--model.lr_scheduler=WarmupCosine"]
+    words += ["--data=ImageDataModule", f"--data.source={source / 'train' / 'images'}", f"--data.image_size={size}"]
+    words += ["--data.val_size=0", "--data.test_size=0", "--data.batch_size=64", "--data.num_workers=0"]
+    words += ["--data.steps_per_epoch=300", "--trainer.max_epochs=1", f"--seed_everything={seed}"]
+    return fit("start", [*words, "--trainer.accelerator=cpu"])
+
+
 def test(run: Path) -> float:
     """Return the mean intersection over union of a run on the test split."""
     command(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
@@ -56,6 +71,8 @@ def list_methods() -> dict[str, list[str]]:
     semi = ["--model=SemiSupervisedModule", "--model.ema_decay=0.99", "--data.strong_view.cutmix=0.5"]
     return {
         "labels": ["--model=FineTuneClassifier"],
+        "labels after MAE": ["--model=FineTuneClassifier"],
+        "labels after SimCLR": ["--model=FineTuneClassifier"],
         "FixMatch": [*semi, "--model.strategy=FixMatch", "--model.strategy.threshold=0.8"],
         "MeanTeacher": [*semi, "--model.strategy=MeanTeacher", "--model.lambda_u=10"],
         "UniMatch": [*semi, "--model.strategy=UniMatch", "--model.strategy.threshold=0.8"],
@@ -110,6 +127,9 @@ def main() -> None:
                 words = list_methods()[name]
                 begin = time.process_time()
                 drawn = [f"--data.num_labels={masks}", f"--data.seed={seed}", f"--seed_everything={seed}"]
+                if " after " in name:
+                    start = pretrain(name.partition(" after ")[2], source, args.size, seed)
+                    drawn.append(f"--model.weights={start}")
                 iou = test(fit("run", [words[0], *data, *words[1:], *drawn]))
                 ious.setdefault(f"{masks} masks", {}).setdefault(name, []).append(round(iou, 4))
                 seconds[name] = round(seconds.get(name, 0) + time.process_time() - begin, 1)

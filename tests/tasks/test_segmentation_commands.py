@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sft_lightning.__main__ import main
 from sft_lightning.cli.loaded_run import LoadedRun
+from sft_lightning.networks.weights import read_weights
 from sft_lightning.report.pixel_evaluation import PixelEvaluation
 from sft_lightning.report.pixels import render_confusions
 from sft_lightning.tasks.segmentation_metrics import average_iou, bootstrap_mean_iou, count_by_example
@@ -232,3 +233,22 @@ def test_large_images_are_predicted_in_tiles(run: Path) -> None:
                 shares[row["path"], bool(words)] = (np.asarray(mask) == expected).mean()
     assert shares["a.png", True] > max(0.85, shares["a.png", False])
     assert shares["small.png", True] == shares["small.png", False]
+
+
+def test_a_masked_autoencoder_is_a_start(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its network is learned from the images without their masks; the decoder of pixels starts anew."""
+    words = ["--model=SelfSupervisedModule", "--model.objective=MAE", "--model.backbone=resnet8"]
+    words += ["--model.optimizer=AdamW", "--model.optimizer.lr=0.001", "--data=ImageDataModule"]
+    words += ["--data.source=d/images", "--data.image_size=32", "--data.batch_size=16", "--data.num_workers=0"]
+    words += ["--data.val_size=0", "--data.test_size=0", "--data.steps_per_epoch=2", "--trainer.max_epochs=1"]
+    assert main(["fit", *words, "--run_name=mae"]) == 0
+    start, _ = read_weights(Path("lightning_logs/mae/version_0/encoder.safetensors"))
+    words = ["--model=FineTuneClassifier", *FIT, "--model.weights=lightning_logs/mae/version_0", "--run_name=from_mae"]
+    words += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--model.optimizer.lr=0"]
+    caplog.clear()
+    assert main(["fit", *words]) == 0
+    assert "decoder of the weights" not in caplog.text
+    ours = torch.load("lightning_logs/from_mae/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    learned = [name for name in start if name.endswith("weight")]
+    assert len(learned) > 8
+    assert all(torch.equal(ours[f"backbone.{name}"], start[name]) for name in learned)
