@@ -123,7 +123,9 @@ def check_missing_labels(
         pieces = re.split(r"\s*[|;,/&+]\s*", label)
         if len(pieces) > 1 and label not in listed and all(piece in counts for piece in pieces):
             message = f"{where}: the label {label!r} is read as one class, not as {len(pieces)} labels: "
-            message += "if examples have several classes, set label_separator (`fit` and `study` take it)"
+            message += (
+                "if examples have several classes, set label_separator (`fit`, `study`, `solve` and `label` take it)"
+            )
             findings.append(Finding("unclear_label", message, [label]))
             break
     for label, count in counts.items():

@@ -5,7 +5,7 @@ import hashlib
 import io
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sft_lightning.data.class_names import list_classes
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.label_columns import SEPARATOR
 from sft_lightning.data.label_files import STATUSES, LabelRow, read_label_rows, read_table, write_label_rows
@@ -39,6 +40,8 @@ def label(
     class_names: list[str] | None = None,
     num_labels: int = 50,
     hide_labels: bool = False,
+    label_separator: str | None = None,
+    label_columns: str | list[str] | None = None,
     port: int = 0,
     static: str | None = None,
 ) -> Path | str:
@@ -53,6 +56,10 @@ def label(
         class_names: Classes to choose from; null for those of the source.
         num_labels: Number of examples that are chosen without `ids`.
         hide_labels: Whether they are chosen among all training examples, as if none had a label.
+        label_separator: Separator of the classes of an example, as in `dog;outdoors`, of which the page takes any
+            number; null where each has one.
+        label_columns: Columns of 0 and 1 of a table, each a class, or a pattern such as `tag_*`; null for one column of
+            labels.
         port: Port of 127.0.0.1 that the page is served on; 0 for a free one.
         static: Path of an HTML file to write instead, which keeps the labels in the browser until they are downloaded.
 
@@ -70,10 +77,11 @@ def label(
             raise InputError(f"out {out!r} is a folder: give the path of a CSV")
         if static is None:
             write_label_rows(path, [])
-    chosen = select_examples(source, num_labels, hide_labels=hide_labels).ids if ids is None else []
+    sets: dict[str, Any] = {"label_separator": label_separator, "label_columns": label_columns}
+    chosen = select_examples(source, num_labels, hide_labels=hide_labels, **sets).ids if ids is None else []
     suggestions = dict.fromkeys(chosen, "") if ids is None else _read_ids(Path(ids))
     side = _SIDE if static is None else _STATIC_SIDE
-    session = LabelSession(source, suggestions, path, class_names, side)
+    session = LabelSession(source, suggestions, path, class_names, side, sets)
     if static is not None:
         write_text(Path(static), session.render(embeds=True))
         return Path(static)
@@ -90,7 +98,13 @@ class LabelSession:
     """Examples to label, and the answers so far, which are in a file at any time."""
 
     def __init__(
-        self, source: str, suggestions: dict[str, str], out: Path, class_names: list[str] | None, side: int
+        self,
+        source: str,
+        suggestions: dict[str, str],
+        out: Path,
+        class_names: list[str] | None,
+        side: int,
+        sets: Mapping[str, Any] | None = None,
     ) -> None:
         """Find the examples, and read earlier answers.
 
@@ -100,21 +114,24 @@ class LabelSession:
             out: CSV of the labels.
             class_names: Classes to choose from, or None.
             side: Side of image files in pixels.
+            sets: Settings of the data that give examples several classes, or None.
 
         Raises:
             InputError: An example, a suggestion or an earlier label does not fit the source, or it has no classes.
         """
         self.out, self._lock = out, threading.Lock()
-        self._data = _open(source, out if out.is_file() else None, class_names, side)
+        self._data = _open(source, out if out.is_file() else None, class_names, side, sets or {})
+        self._separator = self._data.label_separator
         self.class_names = self._data.class_names if class_names is None else class_names
         if not self.class_names:
             raise InputError(f"source {source!r} has no classes: list them in class_names, as in '[cat, dog]'")
         for name, suggestion in suggestions.items():
-            if suggestion and suggestion not in self.class_names:
-                hint = did_you_mean(suggestion, self.class_names)
-                if SEPARATOR in suggestion:
-                    hint = "; the page takes one class for each example: write several into a CSV with id,label"
-                raise InputError(f"ids suggests the class {suggestion!r} for {name!r}, which is unknown{hint}")
+            for each in self._split(suggestion):
+                if each and each not in self.class_names:
+                    hint = did_you_mean(each, self.class_names)
+                    if SEPARATOR in each:
+                        hint = f"; where examples have several classes, set label_separator to {SEPARATOR!r}"
+                    raise InputError(f"ids suggests the class {each!r} for {name!r}, which is unknown{hint}")
         self._suggestions, self.ids = suggestions, list(suggestions)
         self._choose(source)
         self._rows = self._read_rows()
@@ -185,7 +202,14 @@ class LabelSession:
             self._rows = rows
 
     def _is_answer(self, label: Any, status: Any) -> bool:
-        return (status == "" and label in self.class_names) or (label == "" and status in STATUSES[1:])
+        if label == "":
+            return status in STATUSES[1:]
+        if status != "" or not isinstance(label, str):
+            return False
+        return label == self._separator or all(each in self.class_names for each in self._split(label))
+
+    def _split(self, label: str) -> list[str]:
+        return [label] if self._separator is None else list_classes(label, self._separator)
 
     def render(self, embeds: bool) -> str:
         """Return the page.
@@ -207,9 +231,10 @@ class LabelSession:
             items.append(item)
         answers = {k: self._rows[name][1:3] for k, name in enumerate(self.ids) if name in self._rows}
         source = self._data.source.name
-        key = hashlib.sha256(repr((source, self.ids, self.class_names)).encode("utf-8", "replace")).hexdigest()[:16]
+        asked = (source, self.ids, self.class_names, *([] if self._separator is None else [self._separator]))
+        key = hashlib.sha256(repr(asked).encode("utf-8", "replace")).hexdigest()[:16]
         state: dict[str, Any] = {"source": source, "file": str(self.out), "key": key, "saves": not embeds}
-        state |= {"items": items, "classes": self.class_names, "answers": answers}
+        state |= {"items": items, "classes": self.class_names, "answers": answers, "separator": self._separator}
         return render_template("label.html", state=state)
 
     def summarize(self) -> str:
@@ -221,9 +246,15 @@ class LabelSession:
         return f"{labeled:,} of {len(self.ids):,} {self._data.input_spec.plural} have a label in {self.out}{more}"
 
 
-def _open(source: str, labels: Path | None, class_names: Sequence[str] | None, side: int) -> FewLabelDataModule:
+def _open(
+    source: str, labels: Path | None, class_names: Sequence[str] | None, side: int, sets: Mapping[str, Any]
+) -> FewLabelDataModule:
     """Open the data with all of its examples, whole and large."""
-    given = {"labels": None if labels is None else str(labels), "class_names": class_names and list(class_names)}
+    given = {
+        "labels": None if labels is None else str(labels),
+        "class_names": class_names and list(class_names),
+        **sets,
+    }
     how: dict[str, Any] = {
         "val_size": 0,
         "test_size": 0,

@@ -121,6 +121,7 @@ def select_examples(
     hide_labels: bool = False,
     labels: str | None = None,
     seed: int = 0,
+    **sets: Any,
 ) -> Selection:
     """Choose which unlabeled examples to label first.
 
@@ -133,13 +134,14 @@ def select_examples(
         hide_labels: Whether to choose among all training examples.
         labels: A CSV of labels beside the source, or None.
         seed: Seed of the clusters and the random choice.
+        sets: Settings of the data that give examples several classes.
 
     Raises:
         InputError: No example is unlabeled, or the start cannot be loaded.
     """
     check_min(1, num_labels=num_labels)
     settings: dict[str, Any] = {"num_labels": 0} if hide_labels else {}
-    settings |= {"labels": labels, "seed": seed}
+    settings |= {"labels": labels, "seed": seed, **sets}
     data = _set_up(source, settings | {"image_size": image_size})
     unlabeled = data.splits["unlabeled"]
     if not len(unlabeled):

@@ -106,7 +106,6 @@ class Solution:
         use = f"sft-lightning predict {self.folder} NEW_DATA"
         if (self.folder / "label_next.csv").is_file():
             first = f"sft-lightning label SOURCE --ids {self.folder}/label_next.csv"
-            if self.summary["target"] == "class_set":  # of which the page takes one
-                first = f"correct the column suggestion of {self.folder}/label_next.csv and name it label"
+            first += "".join(f" --{name} '{value}'" for name, value in self.summary.get("label_settings", {}).items())
             use += f"\nLabel:    {first}, then solve with --labels"
         return "\n\n".join([table, "\n".join(self.verdict), f"Solution: {files}\nUse it:   {use}"])

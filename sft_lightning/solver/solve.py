@@ -309,6 +309,7 @@ class _Solver:
             "recipe": best.recipe.name,
             "metric": metric,
             "target": self.source.data.target,
+            "label_settings": {k: v for k, v in self.source.settings.items() if k.startswith("label_")},
             key: [chosen.mean, chosen.low, chosen.high],
             f"test_{key}": None if held is None else float(held.double().mean()),
             "unjudged": self.source.unjudged,

@@ -18,12 +18,14 @@ import pytest
 
 from sft_lightning.__main__ import main
 from sft_lightning.data.label_files import LabelRow, read_label_rows, write_label_rows
+from sft_lightning.data.open_data import open_data
 from sft_lightning.selection.label import LabelSession
 from sft_lightning.selection.label_server import LabelServer
 from sft_lightning.utils.errors import InputError
 from tests.browser import Browser
 from tests.conftest import ROOT
 
+SETS = {"label_separator": ";"}
 HOSTILE = "<img src=x onerror=alert(1)>'&.png"
 needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium to look at the page with")
 
@@ -146,6 +148,64 @@ def test_many_classes_have_a_filter(folder: Path, workdir: Path) -> None:
         browser.open(Path("page.html").resolve().as_uri())
         browser.press("/", "3", "7", "Enter", "a", "9")
         assert browser.evaluate("answers") == {"0": ["class_37", ""], "1": ["class_8", ""]}
+
+
+@pytest.fixture
+def tagged(folder: Path) -> Path:
+    """A table of the images whose labels are sets of three tags; four images have none yet."""
+    names = listed()
+    labeled = sorted(str(path.relative_to(folder)) for path in (folder / "train").rglob("*.png"))
+    sets = ["a;b", "b;c", "c", ";", "a;b;c", "b", "a", "a;c", "b"]
+    with (folder / "tags.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label"], *zip(labeled, sets, strict=True), *[[one, ""] for one in names]])
+    with Path("ids.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "suggestion"], [names[0], "c; b"], *[[one, ""] for one in names[1:]]])
+    return folder / "tags.csv"
+
+
+@needs_browser
+def test_keys_choose_several_classes(tagged: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = listed()
+    words = ["label", str(tagged), "--ids", "ids.csv", "--label_separator", ";", "--static", "page.html"]
+    assert main(words) == 0
+    catch = "HTMLAnchorElement.prototype.click = function () { window.caught = this.href; }"
+    with Browser(workdir / "profile") as browser:
+        browser.open(Path("page.html").resolve().as_uri())
+        browser.wait("document.querySelector('#example img').naturalWidth > 100")
+        pressed = "[...document.querySelectorAll('[aria-pressed=true]')].map(one => one.textContent)"
+        assert browser.evaluate(pressed) == ["2 b", "3 c"]  # as suggested
+        browser.press("1", "2", "Enter")  # b is taken back
+        browser.press("Enter")  # none of them
+        browser.press("3", "s")  # what was chosen does not go on to the next one
+        assert browser.evaluate(pressed) == []
+        browser.evaluate("document.querySelectorAll('#classes button')[1].focus(), 0")
+        browser.press("3", "Enter")  # a focused class does not take the key
+        assert browser.evaluate("at('last').textContent") == f"{ids[3]}: c"
+        browser.press("u")
+        assert browser.evaluate(pressed) == []
+        browser.evaluate("document.querySelectorAll('#classes button')[1].click(), at('done').click(), 0")
+        browser.evaluate(catch)
+        browser.evaluate("at('download').click(), 0")
+        Path("labels.csv").write_text(unquote(browser.evaluate("window.caught").partition(",")[2]), encoding="utf-8")
+    assert answers() == [(ids[0], "a;c", ""), (ids[1], ";", ""), (ids[2], "", "skip"), (ids[3], "b", "")]
+    data = open_data(str(tagged), {"labels": "labels.csv", "label_separator": ";"}, {"val_size": 0, "test_size": 0})
+    data.setup("fit")
+    assert len(data.splits["labeled"]) == 12
+    session = LabelSession(str(tagged), dict.fromkeys(ids, ""), Path("labels.csv"), None, 32, SETS)
+    assert session.summarize().startswith("3 of 6 images have a label")
+
+
+def test_answers_of_several_classes_are_checked(tagged: Path, cli_error: Callable[..., str]) -> None:
+    session = LabelSession(str(tagged), dict.fromkeys(listed(), ""), Path("labels.csv"), None, 32, SETS)
+    for wrong in ("d", "a;d", "a,b", ""):
+        with pytest.raises(ValueError, match="other classes than the command"):
+            session.answer({"number": 0, "answer": [wrong, ""]})
+    for label in ("a;c", ";"):
+        session.answer({"number": 0, "answer": [label, ""]})
+        assert answers() == [(listed()[0], label, "")]
+    Path("ids.csv").write_text(f"id,suggestion\n{listed()[1]},a;x\n")
+    words = ["label", str(tagged), "--ids=ids.csv", "--static=page.html"]
+    assert "ids suggests the class 'x' for" in cli_error(*words, "--label_separator=;")
 
 
 @pytest.fixture

@@ -82,7 +82,10 @@ def test_the_verdict_is_about_the_f1_of_an_example(solved: tuple[dict[str, str],
     assert summary["unlabeled"] in ("helped", "hurt", "no evidence yet")
     assert "F1 of an example on held-out labels" in shown
     assert "F1 of an example on held-out labels" in (solution.folder / "report.html").read_text()
-    assert "correct the column suggestion of lightning_logs/solve/mine/label_next.csv and name it label" in shown
+    assert (
+        "label SOURCE --ids lightning_logs/solve/mine/label_next.csv --label_separator ';', then solve with --labels"
+        in shown
+    )
 
 
 def test_the_test_figure_is_that_of_the_delivered_predictions(
@@ -143,7 +146,7 @@ def test_every_command_takes_the_solution(
     Path("ids.csv").write_text("id,suggestion\nt99,sport;jazz\n")
     assert main(["label", "train.csv", "--ids=ids.csv"]) == 2
     said = capsys.readouterr().err
-    assert "the page takes one class for each example: write several into a CSV with id,label" in said
+    assert "where examples have several classes, set label_separator to ';'" in said
 
 
 def test_exported_files_have_the_thresholds(solved: tuple[dict[str, str], Solution, str]) -> None:

@@ -1,7 +1,7 @@
 "use strict";
 const state = JSON.parse(document.getElementById("state").textContent);
 const at = id => document.getElementById(id);
-const { items, classes, saves } = state;
+const { items, classes, saves, separator } = state; // separator of several classes, or null where each has one
 const MANY = 30, AHEAD = 3, SMALL = 96;
 const KEYS = [..."123456789abcdefghijklmopqrtvwxyz"]; // without s, n and u, which have a meaning of their own
 const store = `sft-lightning labels ${state.key}`;
@@ -9,7 +9,7 @@ const store = `sft-lightning labels ${state.key}`;
 let answers = state.answers; // by the number of the example: [label, status]
 if (!saves) try { answers = JSON.parse(localStorage.getItem(store)) || answers; } catch { }
 const past = items.map((_, k) => k).filter(k => answers[k]).map(k => [k, null]); // what undo takes back, the last at the end
-let current = 0, shown = [], pending = Promise.resolve();
+let current = 0, chosen = new Set(), shown = [], pending = Promise.resolve();
 
 function report(text) { at("problem").textContent = text; at("problem").hidden = !text; }
 
@@ -35,6 +35,22 @@ function answer(label, status, said) {
   at("last").textContent = `${items[k].id}: ${said || label}`;
   at("filter").value = "";
   next();
+}
+
+function split(label) { // the classes that it names
+  const names = label.split(separator).map(one => one.trim());
+  return new Set(classes.filter(name => names.includes(name)));
+}
+
+function choose(name) {
+  if (separator === null) return answer(name, "");
+  chosen.delete(name) || chosen.add(name);
+  list();
+}
+
+function finish() { // the separator alone says that no class fits
+  const label = classes.filter(name => chosen.has(name)).join(separator);
+  answer(label || separator, "", label || "none of the classes");
 }
 
 function undo() {
@@ -70,9 +86,10 @@ function list() {
       button.setAttribute("aria-keyshortcuts", key);
     }
     button.append(name);
-    button.classList.toggle("suggested", name === suggestion);
+    button.classList.toggle("suggested", separator === null ? name === suggestion : split(suggestion).has(name));
+    if (separator !== null) button.setAttribute("aria-pressed", chosen.has(name));
     button.disabled = current >= items.length;
-    button.onclick = () => answer(name, "");
+    button.onclick = () => choose(name);
     return button;
   }));
 }
@@ -85,7 +102,8 @@ function show() {
   at("progress").max = items.length;
   at("progress").value = done.length;
   const item = items[current], figure = at("example");
-  for (const id of ["skip", "unsure"]) at(id).disabled = !item;
+  for (const id of ["skip", "unsure", "done"]) at(id).disabled = !item;
+  if (separator !== null) chosen = item ? split(answers[current]?.[0] || item.suggestion) : new Set();
   at("undo").disabled = !past.length;
   at("suggestion").hidden = !item || !item.suggestion;
   if (!item) {
@@ -137,6 +155,8 @@ function format() {
 at("skip").onclick = () => answer("", "skip", "skipped");
 at("unsure").onclick = () => answer("", "unsure", "not sure");
 at("undo").onclick = undo;
+at("done").onclick = finish;
+at("done").hidden = separator === null;
 at("filter").hidden = classes.length <= MANY;
 at("filter").oninput = list;
 at("download").hidden = saves;
@@ -151,11 +171,12 @@ addEventListener("keydown", event => {
   if ((event.ctrlKey || event.metaKey) && key === "z" && !typing) { event.preventDefault(); return undo(); }
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || event.isComposing) return;
   if (typing) {
-    if (key === "enter" && shown.length) { answer(shown[0], ""); at("filter").blur(); }
+    if (key === "enter" && shown.length) { choose(shown[0]); at("filter").blur(); }
     if (key === "escape") at("filter").blur();
     return;
   }
   if (key === "/" && classes.length > MANY) { event.preventDefault(); at("filter").focus(); }
+  else if (key === "enter" && separator !== null) { event.preventDefault(); if (current < items.length) finish(); }
   else if (key === "enter" && event.target.tagName !== "BUTTON" && items[current]?.suggestion)
     answer(items[current].suggestion, "");
   else if (key === "s") at("skip").click();
@@ -163,7 +184,7 @@ addEventListener("keydown", event => {
   else if (key === "u") undo();
   else {
     const k = KEYS.indexOf(key);
-    if (k >= 0 && k < shown.length && (classes.length <= MANY || k < 9)) answer(shown[k], "");
+    if (k >= 0 && k < shown.length && (classes.length <= MANY || k < 9)) choose(shown[k]);
   }
 });
 current = -1;
