@@ -101,12 +101,16 @@ class Solution:
                 [["recipe", "uses unlabeled examples", f"{self.summary['metric']} on held-out labels"], *self.recipes]
             )
         )
-        names = ("report.html", "predictions.csv", "label_next.csv", *EXPORTS)
-        files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).is_file())})"
+        names = ("report.html", "predictions.csv", "predicted_masks", "label_next.csv", *EXPORTS)
+        files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).exists())})"
         use = f"sft-lightning predict {self.folder} NEW_DATA"
         if (self.folder / "label_next.csv").is_file():
-            first = f"sft-lightning label SOURCE --ids {self.folder}/label_next.csv"
-            if self.summary["target"] == "class_set":  # of which the page takes one
-                first = f"correct the column suggestion of {self.folder}/label_next.csv and name it label"
-            use += f"\nLabel:    {first}, then solve with --labels"
+            path = f"{self.folder}/label_next.csv"
+            use += {
+                "class": f"\nLabel:    sft-lightning label SOURCE --ids {path}, then solve with --labels",
+                # The page of `label` takes one class for each example.
+                "class_set": f"\nLabel:    correct the column suggestion of {path} and name it label, then solve with "
+                "--labels",
+                "mask": f"\nDraw:     masks of the files in {path}, then solve again",
+            }[self.summary["target"]]
         return "\n\n".join([table, "\n".join(self.verdict), f"Solution: {files}\nUse it:   {use}"])
