@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.classifiers import LogisticRegression
+from sft_lightning.cli.logging import silence_logs
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.solver.labels import LabeledSource
@@ -14,7 +15,7 @@ from sft_lightning.tasks.pixel_samples import sample_pixels
 from sft_lightning.transfer.candidates import Candidate, load_candidate
 from sft_lightning.transfer.vectors import choose_device
 
-MAX_PIXELS = 8_000  # of all masks, to which logistic regression is fitted
+MAX_PIXELS = 4_000  # of all masks, to which logistic regression is fitted
 BATCH, _RATIO = 8, 2  # masks of a step, and unlabeled examples for each of them
 _OPTIMIZER = ("--model.optimizer=torch.optim.AdamW", "--model.lr_scheduler=WarmupCosine")
 _START_RATE, _RANDOM_RATE = 0.001, 0.002  # learning rates from a start, and from random weights
@@ -63,9 +64,10 @@ class MaskStart:
             InputError: It cannot be loaded at this size.
         """
         spec = source.data.input_spec
-        if self.candidate is None:
-            return build_encoder(self.backbone, spec)[0]
-        return load_candidate(self.candidate, spec, spec.shape[-1], takes_masks=True)[0]
+        with silence_logs():
+            if self.candidate is None:
+                return build_encoder(self.backbone, spec)[0]
+            return load_candidate(self.candidate, spec, spec.shape[-1], takes_masks=True)[0]
 
 
 def make_pixel_classifier(start: MaskStart) -> Recipe:
@@ -109,7 +111,8 @@ def _cross_fit_pixels(start: MaskStart, source: LabeledSource) -> Tensor:
     """
     data, device, count = source.data, choose_device(), len(source.labels)
     network = start.load(source).to(device).eval()
-    network.stack_maps()
+    with silence_logs():
+        network.stack_maps()
     sample = sample_pixels(network, data.batches_of("labeled", device), max(1, MAX_PIXELS // count), data.request.seed)
     classifiers: dict[tuple[int, int], LogisticRegression] = {}
     for number, held in list_folds(source):

@@ -17,6 +17,7 @@ from sft_lightning.networks.weights import find_weights
 from sft_lightning.runs.lineage import hash_file
 from sft_lightning.solver.find_starts import FoundStart
 from sft_lightning.solver.judged import JudgedRecipe, JudgedRecipes, halve
+from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.mask_recipes import BATCH, MAX_PIXELS, MaskStart, make_pixel_classifier, make_trainings
 from sft_lightning.solver.plan import (
     DELIVERY_SECONDS,
@@ -43,7 +44,8 @@ SIZES = (64, 96, 128, 192, 256)  # pixels: sides at which all recipes see the ex
 _TRAININGS = "trainings"
 _READ = 8  # examples by which the time of reading is measured
 _PASSES = 2  # over the labeled examples, of logistic regression
-_ITERATIONS = 300  # of logistic regression, about, in each of which the features are read twice
+_WRITE_SECONDS = 0.03  # of a predicted mask and its overlay, about
+_PROBED, _ITERATIONS = 1_000, 150  # pixels of a measurement, and iterations of logistic regression, about
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class MaskTrials(JudgedRecipes[JudgedRecipe]):
         self.speeds = {start.name: self._measure(start) for start in [*starts, random]}
         self._first_side = self.source.data.input_spec.shape[-1]
         self._choose_size(starts or [random])
-        self.plan.reserved = DELIVERY_SECONDS + self.source.pool_size * self.read_seconds
+        self.plan.reserved = DELIVERY_SECONDS + self.source.pool_size * (self.read_seconds + _WRITE_SECONDS)
         colors = MaskStart(self.source.data.views.inputs_name, self.source.modality.solve.plain)
         if self.judge(make_pixel_classifier(colors), colors) is None:
             raise InputError(self.failed[0])
@@ -148,12 +150,10 @@ class MaskTrials(JudgedRecipes[JudgedRecipe]):
         def decide() -> Stage:
             sides = [side for side in SIZES if self._predict_least(starts, side) <= self._get_time()]
             side = max(sides, default=SIZES[0])
-            what = f"all at {side} {self.source.modality.solve.unit}"
-            return Stage("size", what, self._predict_least(starts, side), {"image_size": side})
+            return Stage("size", "", self._predict_least(starts, side), {"image_size": side})
 
-        stage = self.plan.decide("size", decide)
-        self.announce(stage)
-        side = stage.settings["image_size"]
+        side = self.plan.decide("size", decide).settings["image_size"]
+        self.report(f"size:     {side} {self.source.modality.solve.unit} a side for all recipes")
         spec = self.source.data.input_spec
         self.source = self.source.view(replace(spec, shape=(spec.shape[0], side, side)))
 
@@ -174,11 +174,7 @@ class MaskTrials(JudgedRecipes[JudgedRecipe]):
     def _predict_frozen(self, start: MaskStart, scale: float) -> float:
         """Predict the seconds of logistic regression on a start in all folds."""
         speed, count = self.speeds[start.name], len(self.source.labels)
-        x = torch.rand(MAX_PIXELS, min(speed.features, 64), dtype=torch.float64)
-        begin = time.perf_counter()
-        x @ x[:1].T
-        product = (time.perf_counter() - begin) * speed.features / x.shape[1] * self.source.data.num_classes
-        fits = self.source.num_folds * len(self.source.divisions) * _ITERATIONS * 2 * product
+        fits = self.source.num_folds * len(self.source.divisions) * predict_fit(speed.features, self.source)
         return _PASSES * count * (scale * speed.frozen + self.read_seconds) + fits
 
     def _predict_cost(self, start: MaskStart, batch: int, scale: float) -> Cost:
@@ -228,6 +224,9 @@ class MaskTrials(JudgedRecipes[JudgedRecipe]):
             better = f"{ranked[0].name} and {ranked[1].name} give better maps"
             self.plan.drop(f"trainings from {start.name}", f"trainings from {start.name}: {better}")
         stage = self.plan.decide(_TRAININGS, lambda: self._decide_trainings(trainings))
+        for i in range(max(1, stage.settings.get("count", 0)), len(trainings)):
+            sentence = self._explain_left_out(trainings, i)
+            self.announce(self.plan.drop(sentence.partition(":")[0], sentence))
         if not self.announce(stage):
             return
         final, steps = stage.settings.get("final", 0), stage.settings["steps"]
@@ -244,22 +243,51 @@ class MaskTrials(JudgedRecipes[JudgedRecipe]):
         halve(self.plan, [partial(make, *one) for one in chosen], steps, judge)
 
     def _decide_trainings(self, trainings: Sequence[tuple[MaskStart, int]]) -> Stage:
-        source, folds = self.source, self.source.num_folds
-        final, scale = 2 if source.has_test else 1, self._own_scale
-        costs = [
-            self._predict_cost(start, make_trainings(start, source, 1)[kind].batch, scale) for start, kind in trainings
-        ]
-        predicted = source.pool_size + len(source.data.splits["test"])
-        predicting = predicted * scale * max(self.speeds[start.name].frozen for start, _ in trainings)
+        folds, final = self.source.num_folds, 2 if self.source.has_test else 1
+        costs, predicting = self._predict_costs(trainings)
         count, steps = plan_halving(self.plan.count_left(TRAININGS_END) - predicting, costs, folds, final)
         if not count:
-            needed = predict_halving(costs[:1], TRAINING_STEPS[0], folds, final) + predicting
-            minutes = self.plan.count_minutes(needed + self.plan.elapsed, TRAININGS_END)
-            return Stage(_TRAININGS, dropped=f"fine-tuning from {trainings[0][0].name}: it takes --minutes {minutes}")
+            return Stage(_TRAININGS, dropped=self._explain_left_out(trainings, 0))
         what = f"{count} training(s) of up to {steps} steps in {folds} folds, and on all masks"
         seconds = predict_halving(costs[:count], steps, folds, final)
         last = seconds - predict_halving(costs[:count], steps, folds, 0) + predicting
         return Stage(_TRAININGS, what, seconds + predicting, {"count": count, "steps": steps, "final": round(last)})
+
+    def _predict_costs(self, trainings: Sequence[tuple[MaskStart, int]]) -> tuple[list[Cost], float]:
+        """Predict the cost of each training, and the seconds of the predictions of all unlabeled and test examples."""
+        scale, source = self._own_scale, self.source
+        costs = [
+            self._predict_cost(start, make_trainings(start, source, 1)[kind].batch, scale) for start, kind in trainings
+        ]
+        predicted = source.pool_size + len(source.data.splits["test"])
+        return costs, predicted * scale * max(self.speeds[start.name].frozen for start, _ in trainings)
+
+    def _explain_left_out(self, trainings: Sequence[tuple[MaskStart, int]], position: int) -> str:
+        """Return how many minutes a training takes, beside those before it."""
+        costs, predicting = self._predict_costs(trainings)
+        final = 2 if self.source.has_test else 1
+        least = MIN_STEPS_OF_MANY if position > 1 else TRAINING_STEPS[0]
+        needed = predict_halving(costs[: position + 1], least, self.source.num_folds, final) + predicting
+        start, kind = trainings[position]
+        title = make_trainings(start, self.source, 1)[kind].name.partition(" (")[0]
+        return f"{title}: it takes --minutes {self.plan.count_minutes(needed + self.plan.elapsed, TRAININGS_END)}"
+
+
+def predict_fit(num_features: int, source: LabeledSource) -> float:
+    """Predict the seconds of logistic regression of pixels, from a measured part of one iteration.
+
+    Args:
+        num_features: Number of features of a pixel.
+        source: Source of the masks.
+    """
+    x = torch.rand(_PROBED, num_features, dtype=torch.float64)
+    y = torch.rand(_PROBED, source.data.num_classes, dtype=torch.float64)
+    seconds = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        x @ (x.T @ y)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds) * MAX_PIXELS / _PROBED * _ITERATIONS
 
 
 def _score_fold(cli: SFTCLI) -> torch.Tensor:

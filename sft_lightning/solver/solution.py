@@ -101,11 +101,14 @@ class Solution:
                 [["recipe", "uses unlabeled examples", f"{self.summary['metric']} on held-out labels"], *self.recipes]
             )
         )
-        names = ("report.html", "predictions.csv", "label_next.csv", *EXPORTS)
-        files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).is_file())})"
+        names = ("report.html", "predictions.csv", "predicted_masks", "label_next.csv", *EXPORTS)
+        files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).exists())})"
         use = f"sft-lightning predict {self.folder} NEW_DATA"
         if (self.folder / "label_next.csv").is_file():
-            first = f"sft-lightning label SOURCE --ids {self.folder}/label_next.csv"
-            first += "".join(f" --{name} '{value}'" for name, value in self.summary.get("label_settings", {}).items())
-            use += f"\nLabel:    {first}, then solve with --labels"
+            path, given = f"{self.folder}/label_next.csv", self.summary.get("label_settings", {})
+            words = "".join(f" --{name} '{value}'" for name, value in given.items())
+            if self.summary["target"] == "mask":
+                use += f"\nDraw:     masks of the files in {path}, then solve again"
+            else:
+                use += f"\nLabel:    sft-lightning label SOURCE --ids {path}{words}, then solve with --labels"
         return "\n\n".join([table, "\n".join(self.verdict), f"Solution: {files}\nUse it:   {use}"])

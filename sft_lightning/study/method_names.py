@@ -11,6 +11,7 @@ BASELINES = {
     "smoothed": "smoothed logistic regression",
     "graph": "label spreading",
     "bayes": "naive Bayes",
+    "common": "most common class",
 }
 _ON_START = " on the start of "
 

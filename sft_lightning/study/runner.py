@@ -35,6 +35,7 @@ from sft_lightning.study.baselines import (
 )
 from sft_lightning.study.folders import assign_folders
 from sft_lightning.study.folds import score_examples
+from sft_lightning.study.mask_baselines import fit_common_class, fit_pixel_regression
 from sft_lightning.study.method_names import BASELINES
 from sft_lightning.study.plan import StudyRun
 from sft_lightning.tasks.base import Task
@@ -370,13 +371,17 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
 def _fit_baselines(cli: SFTCLI, folder: Path, has_fold: bool) -> dict[str, dict[str, float]]:
     """Return the accuracy of each baseline on the inputs, and on the features of the starting weights if any."""
     data = cli.datamodule
-    if data.target == "mask":  # which no classifier of whole examples gives
-        return {}
     weights = RunRecord(folder).chain[-1].get("weights", "none")
     backbones: dict[str, Encoder | None] = {data.views.inputs_name: None}
     if weights != "none":
         backbones[STARTS] = build_encoder(cli.model.backbone.name, data.input_spec, weights)[0].to(choose_device())
     accuracies: dict[str, dict[str, float]] = {kind: {} for kind in BASELINES}
+    if data.target == "mask":
+        accuracies["common"][data.views.inputs_name] = fit_common_class(data, has_fold)
+        for name, backbone in backbones.items():
+            with suppress(InputError):  # a network without maps, or masks of a single class
+                accuracies["logistic"][name] = fit_pixel_regression(data, backbone, has_fold)
+        return accuracies
     for name, backbone in backbones.items():
         with suppress(InputError):  # too large for memory; the study continues without it
             accuracies["logistic"][name] = fit_logistic_regression(data, backbone, has_fold)

@@ -264,8 +264,8 @@ def _note_metric(metric: str, target: str, has_folds: bool) -> str:
     """Return a sentence on what stands in place of the accuracy where examples have several classes, or masks."""
     if target == "mask":
         return (
-            f"Examples have masks: all figures are the {metric}. Baselines without a network are left out, since they "
-            "classify whole examples."
+            f"Examples have masks: all figures are the {metric}. Label spreading, smoothed regression and naive "
+            "Bayes are left out, since they classify whole examples."
         )
     at = ", with the classes of a probability of at least 0.5" if has_folds else ""
     return (

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sft_lightning.data.batches import Labeled
 from sft_lightning.networks.encoder import Encoder
@@ -27,19 +28,18 @@ class PixelSample(NamedTuple):
 
 
 @torch.no_grad()
-def sample_pixels(
-    network: Encoder, batches: Iterable[Labeled], each: int, seed: int, is_balanced: bool = False
-) -> PixelSample:
+def sample_pixels(network: Encoder, batches: Iterable[Labeled], each: int, seed: int) -> PixelSample:
     """Draw counted pixels of each example, those at the centers of the cells of the network's map.
 
-    Which ones depends on the seed and the position of the example alone, not on its batch or the network.
+    Each class of an example gives as many pixels as it can, up to an equal part, since in the mean intersection over
+    union a small class counts as much as a large one. Which ones depends on the seed and the position of the example
+    alone, not on its batch or the network.
 
     Args:
         network: Frozen network whose features are maps, (B, F, h, w).
         batches: Examples without random changes, with their masks.
         each: Number of pixels of an example, at most.
         seed: Seed of the draw.
-        is_balanced: Whether each class of an example gives as many of its pixels as it can, instead of its share.
 
     Raises:
         InputError: No mask has a counted pixel.
@@ -52,7 +52,7 @@ def sample_pixels(
             classes = batch.y[:, stride // 2 :: stride, stride // 2 :: stride].flatten(1).cpu()
             for position, own, rows in zip(batch.indices.tolist(), classes, maps.flatten(2), strict=True):
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + position)
-                chosen = _draw(own, each, generator, is_balanced)
+                chosen = _draw(own, each, generator)
                 x = rows[:, chosen.to(rows.device)].T.cpu()
                 found.append((x, own[chosen], torch.full((len(chosen),), position)))
     if not sum(len(y) for _, y, _ in found):
@@ -62,12 +62,12 @@ def sample_pixels(
     return PixelSample(x, y, examples)
 
 
-def _draw(classes: Tensor, each: int, generator: torch.Generator, is_balanced: bool) -> Tensor:
-    """Return the positions of at most `each` counted pixels of one example, (S,)."""
+def _draw(classes: Tensor, each: int, generator: torch.Generator) -> Tensor:
+    """Return the positions of at most `each` counted pixels of one example, (S,), the classes in turn."""
     order = torch.randperm(len(classes), generator=generator)
     order = order[classes[order] >= 0]
-    if is_balanced and len(order):  # the first pixel of each class, then the second of each, and so on
-        hot = torch.nn.functional.one_hot(classes[order])
-        rank = (hot.cumsum(0) * hot).sum(1)
-        order = order[rank.argsort(stable=True)]
-    return order[:each]
+    if not len(order):
+        return order
+    hot = F.one_hot(classes[order])
+    turn = (hot.cumsum(0) * hot).sum(1)  # 1 for the first pixel of its class, 2 for the second, and so on
+    return order[turn.argsort(stable=True)][:each]

@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 # So that a config can name them without their module.
-from sft_lightning import ImageDataModule as ImageDataModule, TextDataModule as TextDataModule
+from sft_lightning import (
+    ImageDataModule as ImageDataModule,
+    SegmentationDataModule as SegmentationDataModule,
+    TextDataModule as TextDataModule,
+)
+from sft_lightning.data.class_names import format_class_names
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.transfer.candidates import Candidate, count_known_labels, load_candidate, resolve_candidates
 from sft_lightning.transfer.folds import FoldPlan, plan_folds
+from sft_lightning.transfer.mask_vectors import list_ranked_classes, sample_vectors
 from sft_lightning.transfer.scores import (
     cross_validate,
     h_score,
@@ -59,6 +67,7 @@ class CandidateScores:
         known_labels: Number of these labels that its runs have learned from, which makes it look better than it is.
         failed: Why it has no scores; empty if it has.
         has_sets: Whether examples have several classes.
+        has_masks: Whether examples have masks, so that labels are those of pixels.
     """
 
     candidate: Candidate
@@ -75,6 +84,7 @@ class CandidateScores:
     known_labels: int = 0
     failed: str = ""
     has_sets: bool = False
+    has_masks: bool = False
 
 
 def rank(
@@ -91,7 +101,7 @@ def rank(
             do, too, where `image_size` is given and their weights fit it, and otherwise images of their own size.
         candidates: Names (with published weights), files, runs or folders of runs; or a mapping of backbone, weights
             and image_size.
-        folds: Number of folds of the cross-validation of `knn` and `linear`.
+        folds: Number of folds of the cross-validation of `knn` and `linear`; of masks, pixels of one stay together.
         by: Criterion to sort by: `logme`, which predicted the fine-tuned accuracy best where that was measured
             (`scripts/bench/ranking.py`), `linear` and `knn` (cross-validated accuracy of a classifier on the
             features, or F1 of an example that has several classes), `h_score`, `regularized_h_score`, or `leep` and
@@ -143,14 +153,11 @@ def score_candidates(
         raise InputError("candidates is empty: give names of backbones, files, runs or a folder of runs")
     views = _DataBySpec(data)
     default = views.default
-    labeled = default.splits["labeled"]
-    if default.target == "class_set" and by in _OF_ONE_CLASS:
+    if default.target != "class" and by in _OF_ONE_CLASS:
         others = ", ".join(name for name in CRITERIA if name not in _OF_ONE_CLASS)
-        raise InputError(f"by is {by!r}, which takes examples of one class each, and these have several: give {others}")
-    plan = plan_folds(default, labeled, folds)
-    split_into_folds(
-        default.make_targets(labeled.labels), plan.folds, default.request.seed, plan.groups, default.class_names
-    )  # or says why not
+        have = "masks" if default.target == "mask" else "several"
+        raise InputError(f"by is {by!r}, which takes examples of one class each, and these have {have}: give {others}")
+    plan = _plan_folds(default, folds)
     results = []
     for k, start in enumerate(starts):
         began = time.perf_counter()
@@ -167,6 +174,20 @@ def score_candidates(
     return results
 
 
+def _plan_folds(data: FewLabelDataModule, folds: int) -> FoldPlan:
+    """Plan the folds of the cross-validation, or say why there can be none."""
+    labeled = data.splits["labeled"]
+    plan = plan_folds(data, labeled, folds)
+    if data.target != "mask":
+        targets = data.make_targets(labeled.labels)
+        split_into_folds(targets, plan.folds, data.request.seed, plan.groups, data.class_names)
+        return plan
+    kept = list_ranked_classes(data, plan)
+    if rare := [name for k, name in enumerate(data.class_names) if k not in kept]:
+        plan.notes.append(f"{format_class_names(rare)}: left out, with pixels in fewer masks than there are folds")
+    return plan
+
+
 class _DataBySpec:
     """Labeled examples as the inputs that candidates need."""
 
@@ -177,7 +198,8 @@ class _DataBySpec:
 
     def _set_up(self, **changed: Any) -> FewLabelDataModule:
         made = self._make(**changed)
-        made.require_classes("rank")
+        if made.target != "mask":
+            made.require_classes("rank")
         made.setup("validate")
         return made
 
@@ -192,18 +214,19 @@ class _DataBySpec:
 
 def _score_candidate(start: Candidate, views: _DataBySpec, plan: FoldPlan) -> CandidateScores:
     torch.manual_seed(views.default.request.seed)  # of random starts
-    backbone, head = load_candidate(start, views.default.input_spec, views.default.given_size)
+    has_masks = views.default.target == "mask"
+    backbone, head = load_candidate(start, views.default.input_spec, views.default.given_size, has_masks)
     data = views.of(backbone.input_spec)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    x = features(backbone.to(device), data, "labeled")
-    if x is None:
-        raise InputError(f"source {data.source.name!r} has labeled examples that cannot be read: repair or remove them")
-    x, y, classes = x.float(), data.make_targets(data.splits["labeled"].labels), data.num_classes
+    read = sample_vectors if has_masks else _read_vectors
+    x, y, groups, distinct = read(backbone.to(device), data, plan)
+    classes = data.num_classes
     errors: dict[str, float] = {}
     scores: dict[str, float] = {}
     for kind in CROSS_VALIDATED:
-        scores[kind], errors[kind] = cross_validate(x, y, plan.folds, data.request.seed, plan.groups, kind=kind)
-    x, y = x[plan.distinct], y[plan.distinct]  # the other scores have nothing that would keep copies apart
+        scores[kind], errors[kind] = cross_validate(x, y, plan.folds, data.request.seed, groups, kind=kind)
+    count = len(y)
+    x, y = x[distinct], y[distinct]  # the other scores have nothing that would keep copies apart
     scores |= {
         "logme": logme(x, y, classes),
         "h_score": h_score(x, y),
@@ -220,14 +243,25 @@ def _score_candidate(start: Candidate, views: _DataBySpec, plan: FoldPlan) -> Ca
         backbone.num_features,
         input_spec=backbone.input_spec,
         size_note=_explain_size(start, backbone.input_spec, views.default),
-        labels=len(data.splits["labeled"]),
-        distinct=len(plan.distinct),
+        labels=count,
+        distinct=len(y),
         has_sets=data.target == "class_set",
+        has_masks=has_masks,
         fold_notes=plan.notes,
         scores=scores,
         errors=errors,
         known_labels=known,
     )
+
+
+def _read_vectors(
+    backbone: Encoder, data: FewLabelDataModule, plan: FoldPlan
+) -> tuple[Tensor, Tensor, list[str] | None, list[int]]:
+    """Return the features of the labeled examples, their targets, their groups, and the positions without copies."""
+    x = features(backbone, data, "labeled")
+    if x is None:
+        raise InputError(f"source {data.source.name!r} has labeled examples that cannot be read: repair or remove them")
+    return x.float(), data.make_targets(data.splits["labeled"].labels), plan.groups, plan.distinct
 
 
 def _explain_size(start: Candidate, spec: InputSpec, data: FewLabelDataModule) -> str:
@@ -274,12 +308,19 @@ def format_ranking(ordered: Sequence[CandidateScores], by: Criterion) -> str:
             lines.append([str(one.candidate), size, str(one.num_features), *cells, f"{one.seconds:.1f}"])
     text = align_columns(lines, "<>")
     has_sets = any(one.has_sets for one in ordered)
-    unit = "F1 of an example" if has_sets else "accuracy"
+    has_masks = any(one.has_masks for one in ordered)
+    unit = "F1 of an example" if has_sets else "accuracy of pixels" if has_masks else "accuracy"
     text.append(f"* the order; higher is better for each; {_TITLES['linear']} and {_TITLES['knn']}: {unit} ± s.e.")
     if has_sets:
         text.append(
             f"the other scores are means over classes; {_TITLES['leep']} and {_TITLES['nce']} are left out, since they "
             "take examples of one class each"
+        )
+    if has_masks:
+        count = max(one.labels for one in ordered)
+        text.append(
+            f"of {count:,} pixels on maps at a quarter of the sides, of each mask as many of each class; "
+            f"{_TITLES['leep']} and {_TITLES['nce']} are left out, since they take examples of one class each"
         )
     if any(one.num_features >= one.distinct for one in ordered if not one.failed):
         text.append(

@@ -136,14 +136,16 @@ def make_folds(data: FewLabelDataModule, number: int, use_unlabeled: bool) -> li
     Raises:
         InputError: A class has too few examples or groups.
     """
-    data.require_classes("degree")
+    if data.target != "mask":
+        data.require_classes("degree")
     labeled, unlabeled = data.splits["labeled"], data.splits["unlabeled"]
     further = Split(unlabeled.part, unlabeled.indices if use_unlabeled else [])
     plan = plan_folds(data, labeled, number, further)
     for note in plan.notes:
         rank_zero_info(f"Degree: {note}.")
     made = []
-    targets = data.make_targets(labeled.labels)
+    memberships = data.labeled_memberships()
+    targets = data.make_targets(labeled.labels) if memberships is None else memberships
     for train, test in split_into_folds(targets, plan.folds, data.request.seed, plan.groups, data.class_names):
         away = {plan.joined[i] for i in test}
         rest = [i for i, group in zip(further.indices, plan.further, strict=True) if group not in away]
@@ -298,11 +300,11 @@ def _find_start_files(model: Any) -> list[Path]:
 
 
 def _digest_examples(splits: list[Split]) -> dict[str, str]:
-    """Return the digest of each example by its name."""
+    """Return the digest of each example, and of its mask if it has one, by its name."""
     return {
         name: digest.hex()
         for split in splits
-        for name, digest in zip(split.ids, split.part.storage.fingerprints(split.indices), strict=True)
+        for name, digest in zip(split.ids, split.part.storage.contents(split.indices), strict=True)
     }
 
 

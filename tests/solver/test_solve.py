@@ -151,7 +151,7 @@ def test_a_second_call_computes_only_what_changed(
         asked.append(recipe.name)
         return own(recipe, *args)
 
-    monkeypatch.setattr("sft_lightning.solver.trials.cross_fit", counted)
+    monkeypatch.setattr("sft_lightning.solver.judged.cross_fit", counted)
     source = str(write_folder(workdir / "images", {"train": 12}))
     short = {**SHORT, "name": "again", "image_size": 16}
     first = solve(source, **short)
@@ -251,7 +251,7 @@ def test_a_stop_says_how_to_go_on(workdir: Path, monkeypatch: pytest.MonkeyPatch
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sft_lightning.solver.trials.cross_fit", stop)
+    monkeypatch.setattr("sft_lightning.solver.judged.cross_fit", stop)
     with pytest.raises(StoppedBySignal, match="SIGINT: start solve again to go on; what is done is kept"):
         solve("sample", name="stopped", **SHORT)
 

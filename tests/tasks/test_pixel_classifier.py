@@ -69,8 +69,8 @@ def test_pixels_are_drawn_at_the_centers_of_cells_whatever_the_batches() -> None
     centers = (4 * sample.x + 2).long()
     assert torch.equal(y[sample.examples, centers[:, 0], centers[:, 1]], sample.y)
     assert len(sample_pixels(Positions(), [whole], 99, 0).y) == 8 + 16 + 16
-    rare = sample_pixels(Positions(), [whole], 3, 1, is_balanced=True)
-    assert (rare.y[rare.examples == 1].sort().values.tolist(), len(rare.y)) == ([0, 1, 2], 9)
+    few = sample_pixels(Positions(), [whole], 3, 1)
+    assert (few.y[few.examples == 1].sort().values.tolist(), len(few.y)) == ([0, 1, 2], 9)
     with pytest.raises(InputError, match="the masks have no pixel that counts"):
         sample_pixels(Positions(), [whole._replace(y=torch.full_like(y, -1))], 5, 0)
 
