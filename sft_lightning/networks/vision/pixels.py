@@ -45,7 +45,7 @@ class Pixels(nn.Module):
             x: Images, (B, C, H, W).
             strides: Sides of the squares in pixels, about where they do not divide the image.
         """
-        return [F.adaptive_avg_pool2d(x, [-(-side // stride) for side in x.shape[-2:]]) for stride in strides]
+        return [F.adaptive_avg_pool2d(x, (-(-x.shape[-2] // stride), -(-x.shape[-1] // stride))) for stride in strides]
 
     def forward(self, x: Tensor) -> Tensor:
         """Flatten images, (B, C, H, W) to (B, num_features).
