@@ -16,7 +16,7 @@ from sft_lightning.solver.plan import RUNG, Plan, Stage, format_seconds
 from sft_lightning.solver.recipes import OutOfTimeError, Recipe, cross_fit
 from sft_lightning.solver.units import read_unit, write_unit
 from sft_lightning.solver.verdict import format_estimate
-from sft_lightning.study.judge import Estimate, choose, estimate_accuracy
+from sft_lightning.study.judge import Comparison, Estimate, choose_recipe, compare, estimate_accuracy, score_choice
 from sft_lightning.utils.errors import InputError, describe_failure
 
 _RULES = 4  # of how held-out labels are predicted: another number makes results of earlier versions invalid
@@ -96,7 +96,46 @@ class JudgedRecipes(Generic[ResultT]):
             among: Positions to choose from; None for all.
         """
         positions = list(range(len(self.results))) if among is None else list(among)
-        return positions[choose([self.results[i].estimate.mean for i in positions])]
+        scores = self._stack_scores(positions)
+        return positions[choose_recipe(scores, *self._how_judged, default=self.find_default(positions))]
+
+    def score_choice(self, among: Sequence[int]) -> np.ndarray:
+        """Return the scores of choosing on other folds than those that the choice is scored on, (R, J).
+
+        Args:
+            among: Positions to choose from.
+        """
+        return score_choice(self._stack_scores(among), *self._how_judged, default=self.find_default(among))
+
+    def estimate_choice(self) -> Estimate:
+        """Estimate the score of choosing among all results and training what is chosen on all labels."""
+        return estimate_accuracy(self.score_choice(range(len(self.results))), *self._how_judged)
+
+    def compare_choices(self, ours: Sequence[int], theirs: Sequence[int]) -> Comparison:
+        """Compare choosing among some results with choosing among others.
+
+        Args:
+            ours: Positions of the first ones.
+            theirs: Positions of the others.
+        """
+        return compare(self.score_choice(ours), self.score_choice(theirs), *self._how_judged)
+
+    def _stack_scores(self, positions: Sequence[int]) -> np.ndarray:
+        """Return the scores of some results, (M, R, J)."""
+        return np.stack([self.results[i].scores for i in positions])
+
+    @property
+    def _how_judged(self) -> tuple[np.ndarray, list[str] | None, np.ndarray | None]:
+        """Folds, groups and weights of the judged examples, as `choose_recipe` takes them."""
+        return self.folds, self.groups, self.weights
+
+    def find_default(self, positions: Sequence[int]) -> int | None:
+        """Return the place among some results of the one to prefer unless another is ahead; by default None.
+
+        Args:
+            positions: Positions of the results.
+        """
+        return None
 
     def announce(self, stage: Stage) -> bool:
         """Report what a stage does, or why it is left out, and return whether it runs.
@@ -119,7 +158,7 @@ class JudgedRecipes(Generic[ResultT]):
             scores: Scores of the judged examples in some divisions, (R, J) or (1, J).
         """
         every = np.broadcast_to(scores, self.folds.shape)
-        return every, estimate_accuracy(every, self.folds, self.groups, self.weights)
+        return every, estimate_accuracy(every, *self._how_judged)
 
     def report_result(self, result: ResultT) -> None:
         """Report the score of a recipe.

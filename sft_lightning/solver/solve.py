@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor
 
 from sft_lightning.data.vision.images import Resize
@@ -35,7 +34,7 @@ from sft_lightning.solver.trainings import judge_trainings
 from sft_lightning.solver.trials import Trials
 from sft_lightning.solver.verdict import format_estimate, format_verdict
 from sft_lightning.study.folds import score_examples
-from sft_lightning.study.judge import Comparison, compare, compare_on_test, estimate_chosen, score_choice
+from sft_lightning.study.judge import Comparison, compare_on_test
 from sft_lightning.transfer.candidates import Candidate, check_candidate, load_candidate, resolve_candidates
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, StoppedBySignal, check_min, check_positive
@@ -276,24 +275,18 @@ class _Solver:
     def conclude(self, best: JudgedRecipe, delivery: Delivery) -> Solution:
         """Judge, and write the summary and the page."""
         trials = self.trials
-        chosen = estimate_chosen(
-            np.stack([result.scores for result in trials.results]), trials.folds, trials.groups, trials.weights
-        )
+        chosen = trials.estimate_choice()
         labels_only = [i for i, result in enumerate(trials.results) if not result.recipe.uses_unlabeled]
         with_pool = [i for i, result in enumerate(trials.results) if result.recipe.uses_unlabeled]
         comparison = None
-        if with_pool and labels_only:  # the best of each kind, chosen on other folds than those that it is scored on
-            ours, theirs = (
-                score_choice(np.stack([trials.results[i].scores for i in positions]), trials.folds, trials.weights)
-                for positions in (with_pool, labels_only)
-            )
-            comparison = compare(ours, theirs, trials.folds, trials.groups, trials.weights)
+        if with_pool and labels_only:
+            comparison = trials.compare_choices(with_pool, labels_only)
         reference = trials.results[trials.choose(labels_only)] if labels_only else best
         if comparison is not None and delivery.test_scores is not None:
             comparison = self.compare_on_test(best, trials.results[trials.choose(with_pool)], reference, delivery)
         verdict = format_verdict(
             best.recipe.name, len(trials.results), self.source, chosen, comparison, reference.recipe.name, delivery,
-            trials.caveat,
+            trials.caveat, is_ahead=best.estimate.mean >= max(result.estimate.mean for result in trials.results),
         )  # fmt: skip
         defects = self.compare_defects(best)
         if defects is not None:

@@ -288,6 +288,22 @@ class Trials(JudgedRecipes[Result]):
             self.judge(recipe, space)
         self._add_space(space.name, time.monotonic() - begin)
 
+    def find_default(self, positions: Sequence[int]) -> int | None:
+        """Return the place of logistic regression on the best start that has not seen the pool, smoothed if among them.
+
+        Over draws of few labels from eight sources, none of the other classifiers was so rarely far from the best
+        (`scripts/bench/choice_rules.py`).
+        """
+        for kind in ("smoothed logistic regression", "logistic regression"):
+            own = [place for place, i in enumerate(positions) if self._is_default(self.results[i], kind)]
+            if own:
+                return max(own, key=lambda place: self.results[positions[place]].estimate.mean)
+        return None
+
+    @staticmethod
+    def _is_default(result: Result, kind: str) -> bool:
+        return result.space.is_network and not result.space.saw_pool and result.recipe.name.startswith(f"{kind} on ")
+
     def weigh_labels(self) -> None:
         """Let labels count as much as their class is frequent among the unlabeled examples, where that differs.
 

@@ -30,6 +30,7 @@ def format_verdict(
     reference: str,
     delivery: Delivery,
     caveat: str = "",
+    is_ahead: bool = True,
 ) -> list[str]:
     """Return the verdict in sentences, the most important one first.
 
@@ -42,13 +43,16 @@ def format_verdict(
         reference: Name of the best recipe without unlabeled examples.
         delivery: What was made of the chosen recipe.
         caveat: Sentence on labels that count for unlabeled examples; empty where all count the same.
+        is_ahead: Whether no recipe has a higher score than the chosen one.
     """
     spec = source.data.input_spec
-    which = f"The best of {num_recipes} recipes" if num_recipes > 1 else "The only recipe"
+    which = f"The best of {num_recipes} recipes is" if num_recipes > 1 else "The only recipe is"
+    if not is_ahead:
+        which = f"Of {num_recipes} recipes, none is clearly ahead of"
     like = "unlabeled" if caveat else f"{len(source.labels)} labeled"
     what, found = f"{spec.plural} like the {like} ones", format_estimate(chosen)
     reach = source.task.score_sentence.format(score=found, examples=what)
-    sentences = [f"{which} is {best}. A model chosen and trained this way {reach}."]
+    sentences = [f"{which} {best}. A model chosen and trained this way {reach}."]
     sentences += [caveat] if caveat else []
     if source.unjudged:
         sentences.append(

@@ -14,7 +14,7 @@ way (Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of
 Data"). Without these two, three discordant examples of 20 could give a verdict.
 
 **Choice.** Nothing is reported on the examples that chose it: `estimate_chosen` scores each fold by the candidate that
-is best on the other folds.
+`choose_recipe` chooses on the other folds.
 
 **Rates**, by `scripts/bench/crossfit_rates.py`, with 5 folds: the interval covers the accuracy of the model trained on
 all labels in 95 to 98 % of simulated studies (over folds: 84 to 97 %, without the factor: 92 to 96 %), and in 95 % on
@@ -227,8 +227,51 @@ def choose(scores: ArrayLike) -> int:
     return int(np.argmax(values >= np.nanmax(values) - _SAME))
 
 
+def choose_recipe(
+    correct: Array,
+    fold: Array,
+    groups: Sequence[str] | None = None,
+    weights: Array | None = None,
+    default: int | None = None,
+) -> int:
+    """Return the position of the best candidate, or of one that is good by experience unless the best is ahead of it.
+
+    Ahead means by more than one standard error of the difference of both, as `compare` has it, but for its two further
+    examples. With few labels, the best of many candidates often is by chance alone (`scripts/bench/choice_rules.py`).
+
+    Args:
+        correct: Whether each prediction of each candidate was right, 0 or 1, (M, R, N), cheap candidates first.
+        fold: Fold of each example from `make_folds`, (R, N).
+        groups: Name of each example's group, as given to `make_folds`.
+        weights: Weight of each example, (N,), 0 or more; None for equal ones.
+        default: Position of the candidate to prefer; None for none.
+
+    Raises:
+        InputError: Fewer than two examples, or groups, are judged.
+    """
+    averaged = [_average(each, fold, groups, weights) for each in correct]
+    _, unit, w = averaged[0]
+    return _choose(np.stack([mean for mean, *_ in averaged]), unit, w, _overlap_factor(fold), default)
+
+
+def _choose(scores: Array, unit: Array, w: Array, factor: float, default: int | None) -> int:
+    """Choose by the scores of the candidates for each example, (M, N), of which `_average` gives unit and w."""
+    means = (scores * w).sum(1) / w.sum()
+    best = choose(means)
+    if default is None or best == default:
+        return best
+    lead, differences = float(means[best] - means[default]), scores[best] - scores[default]
+    variance = float((w * (differences - lead) ** 2).sum() / w.sum())
+    error = np.sqrt(variance * factor * _design_effect(differences, unit, w) / w.sum())
+    return best if lead > max(float(error), _SAME) else default
+
+
 def estimate_chosen(
-    correct: Array, fold: Array, groups: Sequence[str] | None = None, weights: Array | None = None
+    correct: Array,
+    fold: Array,
+    groups: Sequence[str] | None = None,
+    weights: Array | None = None,
+    default: int | None = None,
 ) -> Estimate:
     """Estimate the accuracy of choosing the best candidate and training it on all labels.
 
@@ -242,30 +285,42 @@ def estimate_chosen(
         fold: Fold of each example from `make_folds`, (R, N).
         groups: Name of each example's group, as given to `make_folds`.
         weights: Weight of each example, (N,), 0 or more; None for equal ones.
+        default: Position of the candidate that `choose_recipe` prefers; None for none.
 
     Raises:
         InputError: Fewer than two examples, or groups, are judged.
     """
-    return estimate_accuracy(score_choice(correct, fold, weights), fold, groups, weights)
+    scores = score_choice(correct, fold, groups, weights, default)
+    return estimate_accuracy(scores, fold, groups, weights)
 
 
-def score_choice(correct: Array, fold: Array, weights: Array | None = None) -> Array:
+def score_choice(
+    correct: Array,
+    fold: Array,
+    groups: Sequence[str] | None = None,
+    weights: Array | None = None,
+    default: int | None = None,
+) -> Array:
     """Return whether the best candidate on the examples outside each fold was right on those inside, (R, N).
 
     Args:
         correct: Whether each prediction of each candidate was right, 0 or 1, (M, R, N), cheap candidates first.
         fold: Fold of each example from `make_folds`, (R, N).
+        groups: Name of each example's group, as given to `make_folds`.
         weights: Weight of each example in the choice, (N,), 0 or more; None for equal ones.
+        default: Position of the candidate that `choose_recipe` prefers; None for none.
     """
     if correct.ndim != 3 or correct.shape[1:] != fold.shape:
         raise ValueError(f"correct has the shape {correct.shape}: give (M, R, N), with folds {fold.shape}")
+    names = np.arange(fold.shape[1]) if groups is None else np.asarray(groups)
     w = np.ones(fold.shape[1]) if weights is None else weights
-    mean_correct = correct.mean(1)
+    mean_correct, factor = correct.mean(1), _overlap_factor(fold)
     chosen = np.zeros(fold.shape)
     for r, row in enumerate(fold):
         for k in range(row.max() + 1):
             others, held_out = (row != k) & (row != UNJUDGED), row == k
-            best = choose((mean_correct[:, others] * w[others]).sum(1) / w[others].sum())
+            unit = np.unique(names[others], return_inverse=True)[1]
+            best = _choose(mean_correct[:, others], unit, _count_equal(w[others]), factor, default)
             chosen[r, held_out] = correct[best, r, held_out]
     return chosen
 
@@ -292,7 +347,12 @@ def _average(
     w = np.ones(len(unit)) if weights is None else np.asarray(weights, dtype=np.float64)[judged]
     if not (np.isfinite(w) & (w >= 0)).all() or not w.any():
         raise ValueError("weights are negative, infinite or all 0: give 0 or more for each example")
-    return values.mean(0), unit, w * float(w.sum()) / float((w**2).sum())
+    return values.mean(0), unit, _count_equal(w)
+
+
+def _count_equal(w: Array) -> Array:
+    """Return weights whose sum is the number of equal examples with a mean of the same variance (Kish 1965)."""
+    return w * (float(w.sum()) / float((w**2).sum()))
 
 
 def _overlap_factor(fold: Array) -> float:

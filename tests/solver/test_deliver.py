@@ -36,7 +36,9 @@ def solved(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[...,
     write_folder(folder / "images", {"train": 4, "unlabeled": 30}, classes=5)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("sft_lightning.solver.judged.choose", lambda scores: len(scores) - 1)  # label spreading
+        patch.setattr(
+            "sft_lightning.solver.judged.choose_recipe", lambda scores, *_, **__: len(scores) - 1
+        )  # label spreading
         solve("images", minutes=0.1, name="mine", image_size=16)
     return folder
 

@@ -9,11 +9,13 @@ from scipy import stats
 from sft_lightning.study.judge import (
     Comparison,
     choose,
+    choose_recipe,
     compare,
     compare_on_test,
     count_needed_labels,
     estimate_accuracy,
     estimate_chosen,
+    score_choice,
 )
 from sft_lightning.utils.errors import InputError
 
@@ -306,3 +308,45 @@ def test_weights_decide_the_choice_and_the_verdict() -> None:
 def test_weights_that_mean_nothing_are_an_error(weights: Array) -> None:
     with pytest.raises(ValueError, match="weights are negative"):
         estimate_accuracy(HALF.astype(float), folds_of(20), weights=weights)
+
+
+def test_a_default_stays_unless_another_is_ahead_by_its_standard_error() -> None:
+    fold = folds_of(20)
+
+    def score(right: int, lost: int = 0) -> Array:
+        """Right on `right` further examples than the default, and wrong on `lost` of those that it has right."""
+        row = np.zeros(20)
+        row[lost : 10 + right] = 1
+        return row[None]
+
+    def chosen(right: int, lost: int, default: int | None = 0, groups: list[str] | None = None) -> int:
+        return choose_recipe(np.stack([score(0), score(right, lost)]), fold, groups, default=default)
+
+    # The lead is (right - lost) / 20, and its standard error sqrt(1.25 (right + lost - (right - lost)^2 / 20)) / 20.
+    assert chosen(1, 0) == 0  # 1 against 1.09
+    assert chosen(2, 0) == 1  # 2 against 1.5
+    assert chosen(4, 2) == 0  # 2 against 2.69
+    assert chosen(5, 2) == 1  # 3 against 2.87
+    assert chosen(1, 0, default=None) == 1
+    assert chosen(0, 2, default=1) == 0  # 2 against 1.5
+    assert chosen(0, 1, default=1) == 1
+    assert chosen(2, 0, groups=PAIRS) == 0  # both of one group: 2 against 2.1
+    assert choose_recipe(np.stack([score(0), score(0)]), fold, default=1) == 1
+
+
+def test_the_estimate_of_a_choice_prefers_the_default_on_other_folds() -> None:
+    fold, rng = folds_of(40, repeats=2), np.random.default_rng(1)
+    many = rng.integers(0, 2, (12, 2, 40)).astype(float)  # by chance, one is ahead
+    plain, preferred = score_choice(many, fold), score_choice(many, fold, default=3)
+    expected = np.zeros((2, 40))
+    for r in range(2):
+        for k in range(5):
+            inside = fold[r] == k
+            values = many.mean(1)[:, ~inside]
+            best = int(values.mean(1).argmax())
+            lead = values[best] - values[3]
+            error = lead.std() * math.sqrt(1.25 / len(lead))
+            expected[r, inside] = many[best if lead.mean() > error else 3, r, inside]
+    assert (preferred == expected).all()
+    assert (plain != preferred).any()
+    assert estimate_chosen(many, fold, default=3).mean == pytest.approx(preferred.mean())
