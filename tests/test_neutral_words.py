@@ -14,6 +14,8 @@ WORDS = re.compile(
 OF_IMAGES = {
     "_moved.py", "export/image_form.py", "export/recording_form.py", "losses/pretraining/mae.py", "report/attention.py",
     "report/figures.py", "training/callbacks/figures.py", "training/callbacks/projector.py",
+    "audit/annotation_checks.py",
+    "audit/box_checks.py",
     "audit/image_checks.py",
     "audit/mask_checks.py",
     "audit/recording_checks.py",

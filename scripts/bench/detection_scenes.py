@@ -96,8 +96,10 @@ def main() -> None:
     """Write a folder of scenes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    for split, count in (("train", 400), ("unlabeled", 400), ("val", 50), ("test", 100)):
-        parser.add_argument(f"--{split}", type=int, default=count)
+    parser.add_argument("--train", type=int, default=400)
+    parser.add_argument("--unlabeled", type=int, default=400)
+    parser.add_argument("--val", type=int, default=50)
+    parser.add_argument("--test", type=int, default=100)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--most", type=int, default=6)
     parser.add_argument("--start", type=int, default=0, help="seed of the first scene")

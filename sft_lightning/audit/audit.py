@@ -19,7 +19,6 @@ from sft_lightning.data.splits import SplitConfig
 from sft_lightning.modalities import get_modality, load
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.runs.paths import LOGS
-from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.atomic import write_json, write_text
 from sft_lightning.utils.errors import InputError, IssuesFound
 
@@ -144,13 +143,15 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
     else:
         judged = label_checks.skip_labels(data.num_classes, data.target)
     counts = checks.count_classes(stats)
-    names, task = data.class_names, make_task(data.target, data.num_classes)
+    names = data.class_names
     topics = {
         "refused settings": refused,
         "refused data": _list_faults(faults),
         f"unreadable {spec.plural}": [checks.find_unreadable(stats, policy, faults)],
         **find_overlaps(exact, near, find_dropped(stats, request), request, data.source.label_names, spec.plural),
-        "missing or uneven classes": class_checks.find_uneven_classes(counts, names, spec.noun, task),
+        "missing or uneven classes": class_checks.find_uneven_classes(
+            counts, names, spec.noun, *checks.describe_metric()
+        ),
         **checks.check_targets(policy),
         f"odd {spec.plural}": checks.find_odd(stats),
         "odd files": checks.find_strays(faults),
@@ -178,9 +179,9 @@ def run_audit(argv: Sequence[str]) -> tuple[Audit, Path, bool]:
 
 
 def _find_checks(data: FewLabelDataModule) -> str:
-    """Return the path of the class of checks for the modality, and for masks where it has some."""
+    """Return the path of the class of checks for the modality and for the kind of its targets."""
     modality = get_modality(data.input_spec.modality)
-    return modality.mask_checks if data.target == "mask" else modality.checks
+    return {"mask": modality.mask_checks, "boxes": modality.box_checks}.get(data.target, modality.checks)
 
 
 def _set_up_splits(data: FewLabelDataModule) -> list[CheckResult]:

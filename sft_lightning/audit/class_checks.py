@@ -9,7 +9,6 @@ from torch import Tensor
 from sft_lightning.audit.findings import CheckResult, CheckRow
 from sft_lightning.data.split_datamodule import SplitDataModule
 from sft_lightning.data.split_stats import SplitStats
-from sft_lightning.tasks.base import Task
 from sft_lightning.utils.tables import align_columns
 
 IMBALANCE = 10  # times as many examples as the smallest class
@@ -70,16 +69,16 @@ def format_set_sizes(sizes: SetSizes) -> list[str]:
     return [f"classes  of an example, on average: {', '.join(listed)}"] if listed else []
 
 
-def find_uneven_classes(counts: Counts, names: Sequence[str], noun: str, task: Task) -> list[CheckResult]:
+def find_uneven_classes(counts: Counts, names: Sequence[str], noun: str, metric: str, advice: str) -> list[CheckResult]:
     """Find classes that a split lacks, and splits dominated by one class.
 
     Args:
         counts: Counts from `count_classes`.
         names: Class names.
         noun: Word for one example.
-        task: Kind of target, whose metrics say nothing of a class without examples.
+        metric: Name of the metric that says nothing of a class without examples.
+        advice: Advice for a split in which some classes have far fewer examples than others.
     """
-    metric = task.monitor[0].removeprefix("val/")
     missing = {
         split: [CheckRow(split, name) for name, n in zip(names, own, strict=True) if not n]
         for split, own in counts.items()
@@ -113,7 +112,7 @@ def find_uneven_classes(counts: Counts, names: Sequence[str], noun: str, task: T
         CheckResult(
             "uneven_classes",
             "splits of uneven classes",
-            task.uneven_advice,
+            advice,
             ratios,
         ),
     ]

@@ -123,11 +123,11 @@ def check_labels(
 
 
 def skip_labels(num_classes: int, target: str) -> LabelCheck:
-    """Return the result for examples of several classes or with masks, whose labels are not checked.
+    """Return the result for examples of several classes, with masks or with boxes, whose labels are not checked.
 
     Args:
         num_classes: Number of classes.
-        target: What networks learn of an example: `class_set` or `mask`.
+        target: What networks learn of an example: `class_set`, `mask` or `boxes`.
     """
     summary = (
         "not looked at: a wrong label is found by comparing the class of an example with the others, and these "
@@ -137,6 +137,11 @@ def skip_labels(num_classes: int, target: str) -> LabelCheck:
         summary = (
             "of pixels are not judged, as no class of an example can be compared with the others; report shows the "
             "masks that a run contradicts most"
+        )
+    if target == "boxes":
+        summary = (
+            "of boxes are not judged, as no class of an example can be compared with the others; report shows the "
+            "boxes that a run contradicts most"
         )
     return LabelCheck([], np.zeros(0, dtype=np.int64), np.zeros((0, num_classes)), [], summary, is_decided=False)
 

@@ -1,18 +1,15 @@
 """Checks of masks: values that nobody names, other sizes than the image's, nothing in them, and copies that differ."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sft_lightning.audit.annotation_checks import AnnotationChecks
 from sft_lightning.audit.class_checks import Counts
 from sft_lightning.audit.findings import CheckResult, CheckRow
-from sft_lightning.audit.image_checks import ImageChecks
-from sft_lightning.data.issues import Fault
-from sft_lightning.data.split_stats import Pair, SplitStats
-from sft_lightning.data.vision.image_stats import ImageSplitStats
+from sft_lightning.data.split_stats import SplitStats
 from sft_lightning.data.vision.mask_storage import MaskedImages
 from sft_lightning.data.vision.masks import MASK_PROBLEM, WRONG_SIZE, WRONG_VALUE
 from sft_lightning.data.vision.segmentation_datamodule import SegmentationDataModule
@@ -20,46 +17,16 @@ from sft_lightning.data.vision.segmentation_datamodule import SegmentationDataMo
 _FEW = 0.001  # share of pixels below which a class is listed as small
 
 
-class MaskChecks(ImageChecks):
+class MaskChecks(AnnotationChecks):
     """Checks of images with masks, each of which is read once more for its pixels."""
 
     data: SegmentationDataModule
-
-    def __init__(self, data: Any) -> None:
-        """Start without pixels."""
-        super().__init__(data)
-        self._pixels: dict[str, Tensor] = {}
-        self._refused: list[CheckRow] = []
-        self._copies: list[Pair] = []
-
-    def measure(self, name: str) -> ImageSplitStats:
-        """Decode the images of a split, and count the pixels of its masks; those of unlabeled images stay hidden."""
-        split = self.data.splits[name]
-        counts = None if name == "unlabeled" else split.part.storage.count_classes(split.indices)
-        if counts is not None:
-            self._pixels[name] = counts
-        return super().measure(name)
-
-    def find_duplicates(self, stats: Sequence[ImageSplitStats]) -> tuple[list[Pair], list[Pair]]:
-        """Compare pixels of images, and thumbnails for near-duplicates."""
-        exact, near = super().find_duplicates(stats)
-        self._copies = exact
-        return exact, near
-
-    def find_unreadable(self, stats: Sequence[ImageSplitStats], policy: str, faults: Sequence[Fault]) -> CheckResult:
-        """Find images that cannot be read; those whose mask is at fault are listed by `check_targets`."""
-        rows = super().find_unreadable(stats, policy, faults).rows
-        self._refused = [row for row in rows if row.detail.startswith(MASK_PROBLEM)]
-        return self.report_unreadable([row for row in rows if row not in self._refused], policy)
-
-    def count_classes(self, stats: Sequence[SplitStats[Any]]) -> Counts:
-        """Count the pixels of each class by split, without the unlabeled split."""
-        return {name: counts.sum(0).tolist() for name, counts in self._pixels.items()}
+    problem: ClassVar[str] = MASK_PROBLEM
 
     def format_counts(self, counts: Counts) -> dict[str, list[str]]:
         """Return the number of masks that have each class, and the class's share of the pixels."""
         shown = {}
-        for name, own in self._pixels.items():
+        for name, own in self.counts.items():
             shares = own.sum(0).double() / own.sum().clamp_min(1)
             masks = (own > 0).sum(0)
             shown[name] = [f"{n:,} ({share:.1%})" for n, share in zip(masks.tolist(), shares.tolist(), strict=True)]
@@ -72,11 +39,8 @@ class MaskChecks(ImageChecks):
 
     def check_targets(self, policy: str) -> dict[str, list[CheckResult]]:
         """Find masks that `fit` refuses, empty ones, and copies of images with other masks."""
-        setting = self.data.bad_setting
-        does = f"stops at the first ({setting}: raise)" if policy == "raise" else f"leaves them out ({setting}: skip)"
-        refused: dict[str, list[CheckRow]] = {WRONG_SIZE: [], WRONG_VALUE: [], MASK_PROBLEM: []}
-        for row in self._refused:
-            refused[next(kind for kind in refused if kind in row.detail)].append(row)
+        does = self.describe_policy(policy)
+        refused = self.sort_refused((WRONG_SIZE, WRONG_VALUE, MASK_PROBLEM))
         noun = "masks"
         results = [
             CheckResult(
@@ -109,7 +73,7 @@ class MaskChecks(ImageChecks):
     def _list(self, test: Any, named: bool = False) -> list[CheckRow]:
         """Return a row for each mask whose counts (N, C) pass a test, with the name of its largest class."""
         rows = []
-        for name, own in self._pixels.items():
+        for name, own in self.counts.items():
             split, readable = self.data.splits[name], self._find_readable(name)
             for i in (test(own) & readable).nonzero()[:, 0].tolist():
                 kind = self.data.class_names[int(own[i].argmax())] if named else ""
@@ -121,13 +85,13 @@ class MaskChecks(ImageChecks):
         split = self.data.splits[name]
         storage = split.part.storage
         assert isinstance(storage, MaskedImages)
-        known = {row.name for row in self._refused}
+        known = {row.name for row in self.refused}
         there = [storage.masks[i] is not None and split.part.ids[i] not in known for i in split.indices]
         return torch.tensor(there, dtype=torch.bool)
 
     def _find_small_classes(self) -> CheckResult:
         rows = []
-        for name, own in self._pixels.items():
+        for name, own in self.counts.items():
             shares = own.sum(0).double() / own.sum().clamp_min(1)
             for k in ((shares > 0) & (shares < _FEW)).nonzero()[:, 0].tolist():
                 rows.append(CheckRow(name, self.data.class_names[k], f"{float(shares[k]):.4%} of the pixels"))
@@ -138,7 +102,7 @@ class MaskChecks(ImageChecks):
 
     def _find_conflicts(self) -> CheckResult:
         rows = []
-        for pair in self._copies:
+        for pair in self.copies:
             (one, i), (other, j) = pair.first, pair.second
             share = _compare_masks(*((split, split.split.indices[at]) for split, at in (pair.first, pair.second)))
             if share:

@@ -14,6 +14,7 @@ from sft_lightning.data.few_label_datamodule import FewLabelDataModule
 from sft_lightning.data.issues import Fault
 from sft_lightning.data.split_stats import Pair, SplitStats, find_equal
 from sft_lightning.data.splits import Split
+from sft_lightning.tasks.make_task import make_task
 from sft_lightning.transfer.vectors import stack_vectors
 
 Places = Sequence[tuple[SplitStats[Any], int]]  # splits and positions in them; those of one split are contiguous
@@ -139,6 +140,11 @@ class ModalityChecks:
             stats: Statistics of all splits.
         """
         return count_classes(stats, self.data)
+
+    def describe_metric(self) -> tuple[str, str]:
+        """Return the metric that says nothing of a class without examples, and advice for uneven classes."""
+        task = make_task(self.data.target, self.data.num_classes)
+        return task.monitor[0].removeprefix("val/"), task.uneven_advice
 
     def format_counts(self, counts: Counts) -> dict[str, list[str]]:
         """Return the cells of the table of classes by split.

@@ -131,6 +131,13 @@ COMMANDS = {
         "sft_lightning.tuning.find_precision:find_precision",
         takes_fit=True,
     ),
+    "convert-boxes": Command(
+        "before training",
+        "Writes boxes of COCO, YOLO, Pascal VOC or a table in another of these forms, with copies of the files.",
+        ("convert-boxes my_scenes/ my_voc/ --to voc",),
+        "sft_lightning.data.vision.write_boxes:convert_boxes",
+        words={"SOURCE": "source", "OUT": "out"},
+    ),
     "study": Command(
         "compare",
         "Compares methods over label budgets and seeds: did the unlabeled examples help?",

@@ -40,6 +40,7 @@ FindingKind = Literal[
     "constant",  # images of one color, texts without a letter or digit
     "color",  # color modes that change or differ
     "cropped",  # images that lose much of their area
+    "small_object",  # objects of few pixels in a network's input
     "extra_frames",  # animations and pages of which only the first is read
     "orientation",  # images that are turned upright
     # Content of texts

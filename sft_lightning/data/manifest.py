@@ -31,10 +31,12 @@ class ManifestSource(Source):
     Attributes:
         known: Names of columns that are read; with `id` among them, examples have its names in place of their paths.
         label_column: Name of the column with the labels.
+        others_needed: Names of required columns other than the path and the label.
     """
 
     known: ClassVar[tuple[str, ...]] = KNOWN
     label_column: ClassVar[str] = "label"
+    others_needed: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = (),
@@ -61,9 +63,8 @@ class ManifestSource(Source):
         self._links: list[str] = []
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
-        rows = TableRows(
-            path, ("path", self.label_column), self.known, label_columns=label_columns, needs_labels=needs_labels
-        )
+        needed = ("path", self.label_column, *self.others_needed)
+        rows = TableRows(path, needed, self.known, label_columns=label_columns, needs_labels=needs_labels)
         self._rows = self._deduplicate([self._check_row(line, row) for line, row in rows])
         if not self._rows:
             raise InputError(f"manifest {self.name!r} has no line below its header: list one example per line")

@@ -87,7 +87,7 @@ class TableColumns:
         Args:
             table: Path of the table, for messages.
             names: Names of the columns, in their order.
-            needed: Names of required columns; unknown columns are examined only if `label` or `mask` is one.
+            needed: Names of required columns; unknown columns are examined only if `label`, `mask` or `class` is one.
             known: Names of columns that are read.
             classes: Names of columns of 0 and 1 in place of the column `label`.
 
@@ -109,12 +109,12 @@ class TableColumns:
             raise InputError(
                 f"{self._where} lacks the column {' and '.join(map(repr, missing))}; its columns are "
                 f"{', '.join(map(repr, self._names)) or 'none'}, needed are "
-                f"path,{'mask' if 'mask' in needed else 'label'}[,split][,group]"
+                f"{','.join(needed) if len(needed) > 1 else 'path,label'}[,split][,group]"
                 f"{self._suggest_names(missing) or texts}"
             )
         self.class_positions = {name: [*names].index(name) for name in classes}
         used = {*self.positions.values(), *self.class_positions.values()}
-        is_examined = bool({"label", "mask"} & {*needed} or self.class_positions)
+        is_examined = bool({"label", "mask", "class"} & {*needed} or self.class_positions)
         rest = [i for i in range(len(names)) if i not in used] if is_examined else []
         self._others = [i for i in rest if self._names[i]]
         self._values: dict[int, set[str]] = {i: set() for i in self._others}

@@ -54,6 +54,7 @@ class Modality:
         kept_files: Function that reads what networks are built from, weights aside, from the copies in a run's folder.
         checks: Subclass of `ModalityChecks`, for `audit`.
         mask_checks: The same for examples with masks.
+        box_checks: The same for examples with boxes.
         program_form: Subclass of `ProgramForm`, for the formats `onnx` and `pt2` of `export`.
         explainer: Subclass of `Explainer`, for `report`.
         hub_tasks: Names that hubs have for what a classifier and a network without a head do.
@@ -69,6 +70,7 @@ class Modality:
     kept_files: str = ""
     checks: str = "sft_lightning.audit.modality_checks:ModalityChecks"
     mask_checks: str = ""
+    box_checks: str = ""
     program_form: str = ""
     explainer: str = ""
     hub_tasks: tuple[str, str] | None = None

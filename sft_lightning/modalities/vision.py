@@ -11,6 +11,7 @@ MODALITY = Modality(
     networks="sft_lightning.networks.vision.backbones",
     checks="sft_lightning.audit.image_checks:ImageChecks",
     mask_checks="sft_lightning.audit.mask_checks:MaskChecks",
+    box_checks="sft_lightning.audit.box_checks:BoxChecks",
     program_form="sft_lightning.export.image_form:ImageForm",
     explainer="sft_lightning.report.attention:GradCAM",
     hub_tasks=("image-classification", "image-feature-extraction"),

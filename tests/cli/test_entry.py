@@ -14,6 +14,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.cli.commands import COMMANDS, RUN
 from sft_lightning.runs import lineage
 from sft_lightning.utils.errors import IssuesFound
+from tests.boxes import write_boxes_folder
 from tests.conftest import CONFIGS
 
 # What makes an example cheap; None where it is parsed alone.
@@ -155,6 +156,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[..
     place = tmp_path_factory.mktemp("checkout")
     shutil.copytree(CONFIGS, place / "configs")
     write_folder(place / "my_images", {"train": 6})
+    write_boxes_folder(place / "my_scenes", {"train": 3})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         assert main(shlex.split(f"{COMMANDS['fit'].examples[0]} {TINY['fit']}")) == 0

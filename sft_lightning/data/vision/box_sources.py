@@ -34,6 +34,16 @@ class BoxSource(ImageSource):
         """Folder that names of images are relative to."""
         return self.path if self.path.is_dir() else self.path.parent
 
+    @property
+    def category_ids(self) -> dict[str, int]:
+        """Number of each class in results that COCO's programs read."""
+        return {name: k + 1 for k, name in enumerate(self.class_names)}
+
+    @property
+    def image_ids(self) -> dict[str, int | str]:
+        """Number of each image in results that COCO's programs read, by its name; empty where the data has none."""
+        return {}
+
     def make_parts(self, listed: dict[str, list[tuple[Path, Objects | None]]]) -> dict[str, Examples]:
         """Return the examples of each split; no image is read.
 

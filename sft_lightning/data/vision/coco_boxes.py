@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_lightning.data.source import Examples
+from sft_lightning.data.source import Examples, relative
 from sft_lightning.data.vision.box_sources import BoxSource, name_classes
 from sft_lightning.data.vision.coco_files import CocoFiles, ListedImage
 from sft_lightning.data.vision.objects import Objects, make_objects, refuse_objects
@@ -31,6 +31,20 @@ class CocoBoxes(BoxSource):
         self.path, self.name = path, str(path)
         self._coco = CocoFiles(path, root)
         self.class_names = name_classes(self._coco.class_names, class_names, self.name)
+
+    @property
+    def category_ids(self) -> dict[str, int]:
+        """Number of each category; classes of the user that the JSON lacks follow."""
+        found = {name: number for number, name in self._coco.categories.items()}
+        for name in self.class_names:
+            found.setdefault(name, max(found.values()) + 1)
+        return found
+
+    @property
+    def image_ids(self) -> dict[str, int | str]:
+        """Number of each image in the JSON of its split."""
+        images = [image for listed in self._coco.listed.values() for image in listed]
+        return {relative(image.path, self.folder): image.entry["id"] for image in images}
 
     def load(self) -> dict[str, Examples]:
         """Return the examples of each split; no image is read."""

@@ -1,6 +1,7 @@
 """`DetectionDataModule`: images of which few have boxes, in batches of the parts that a paradigm requests."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.loaders import RawBatch, TrainLoader
 from sft_lightning.data.run_splits import TestOn
-from sft_lightning.data.source import Source
+from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.splits import LeakPolicy, Split
 from sft_lightning.data.vision.annotated_datamodule import AnnotatedImageDataModule, check_resize
 from sft_lightning.data.vision.box_sources import HAS_BOXES, BoxSource
@@ -148,6 +149,16 @@ class DetectionDataModule(AnnotatedImageDataModule):
     def open_source(self, name: str) -> BoxSource:
         """Open the source of images with boxes."""
         return open_box_source(name, self.root, self.bad.policy == "skip", self._class_names)
+
+    def open_to_predict(self, name: str) -> BoxSource:
+        """Open a source whose boxes are not used, and whose classes may be others."""
+        return open_box_source(name, self.root, self.bad.policy == "skip")
+
+    def open_unlabeled(self, name: str) -> Examples:
+        """Open another source and return its training images, without what may be annotated in them."""
+        part = super().open_unlabeled(name)
+        images = part.storage
+        return replace(part, storage=FileImages(images.paths, images.ids)) if isinstance(images, BoxedImages) else part
 
     @property
     def target(self) -> str:

@@ -1,6 +1,5 @@
 """Sources of images with masks: folders `images` and `masks`, and tables with the columns path,mask[,split][,group]."""
 
-import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,20 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sft_lightning.data.bad_examples import show_path
 from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.label_checks import check_groups
-from sft_lightning.data.listed_files import IgnoredFiles, find_files
 from sft_lightning.data.manifest import ManifestSource
 from sft_lightning.data.placement_checks import Placed
-from sft_lightning.data.source import SPLITS, Examples, relative, split_of_name
-from sft_lightning.data.vision.file_kinds import IMAGES
+from sft_lightning.data.source import SPLITS, Examples, relative
 from sft_lightning.data.vision.image_source import ImageSource
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.data.vision.mask_classes import make_coding
 from sft_lightning.data.vision.mask_storage import MaskedImages
 from sft_lightning.data.vision.masks import MaskCoding
-from sft_lightning.utils.errors import InputError
+from sft_lightning.data.vision.paired_folder import PairedFolder
 
 HAS_MASK = "mask"  # name of the only label: an example has a mask, label 0, or none, label -1
 EXPECTED = "images/a.jpg with masks/a.png, or train/images/a.jpg with train/masks/a.png"
@@ -62,16 +58,12 @@ class MaskSource(ImageSource):
         self.class_names = self.coding.class_names
 
 
-class MaskFolder(MaskSource):
-    """Folder with `images` and `masks` of the same names, or folders train, val, test and unlabeled of such.
-
-    Splits may also lie inside, as in `images/train` with `masks/train`. An image without a mask is unlabeled.
-
-    Attributes:
-        targets: Name of the folder beside `images` that holds the masks.
-    """
+class MaskFolder(PairedFolder, MaskSource):
+    """Folder with `images` and `masks` of the same names, or folders train, val, test and unlabeled of such."""
 
     targets: ClassVar[str] = "masks"
+    noun: ClassVar[str] = "mask"
+    expected: ClassVar[str] = EXPECTED
 
     def __init__(
         self,
@@ -91,54 +83,12 @@ class MaskFolder(MaskSource):
         Raises:
             InputError: The source lacks images, a mask belongs to none or two, or an evaluated image lacks a mask.
         """
-        self.path, self.name = path, str(path)
-        self._ignored = IgnoredFiles(IMAGES)
-        self._pairs: dict[str, list[tuple[Path, Path | None]]] = {}
-        for split, folder in self._find_splits().items():
-            self._add(split, self._list(folder / "images" if (folder / "images").is_dir() else folder), folder)
-        if (path / "images").is_dir():
-            self._add_inner(self._list(path / "images"))
-        for split in ("val", "test"):
-            for image, mask in self._pairs.get(split, []):
-                if mask is None:
-                    raise InputError(
-                        f"image '{show_path(image)}' of the split {split} has no mask: add it, or move the image to "
-                        f"{str(path / 'unlabeled')!r}"
-                    )
-        if not any(self._pairs.values()):
-            raise InputError(f"folder {self.name!r} holds no image with a mask: expected {EXPECTED}")
-        self.messages = self._ignored.describe(self.name)
+        super().__init__(path)
         self.use_classes(path, class_names, class_colors, ignore_index)
 
-    def _find_splits(self) -> dict[str, Path]:
-        """Return the folders of splits: those with a folder `images`, and one of unlabeled images."""
-        found: dict[str, Path] = {}
-        for child in sorted(self.path.iterdir()):
-            split = split_of_name(child.name) if child.is_dir() else None
-            if split is None or not (split == "unlabeled" or (child / "images").is_dir()):
-                continue
-            if split in found:
-                raise InputError(
-                    f"folders {found[split].name!r} and {child.name!r} in {self.name!r} both mean the split {split}: "
-                    "join them, or rename or remove one"
-                )
-            found[split] = child
-        return found
-
-    def _list(self, folder: Path) -> dict[str, list[Path]]:
-        """Return the image files of a folder by their names without extension."""
-        files: dict[str, list[Path]] = {}
-        for name, path in find_files(str(folder), IMAGES, ignored=self._ignored):
-            files.setdefault(os.path.splitext(name)[0], []).append(Path(path))
-        return files
-
-    def list_masks(self, folder: Path) -> dict[str, list[Path]]:
-        """Return the files of masks by their names without extension.
-
-        Args:
-            folder: Folder of the masks.
-        """
-        return self._list(folder)
+    def list_targets(self, folder: Path) -> dict[str, list[Path]]:
+        """Return the files of masks by their names without extension."""
+        return self.list_images(folder)
 
     def make_storage(self, paths: list[Path], ids: list[str], masks: list[Path | None]) -> MaskedImages:
         """Return the storage of the images of a split.
@@ -150,50 +100,16 @@ class MaskFolder(MaskSource):
         """
         return MaskedImages(paths, ids, masks, self.coding)
 
-    def _add(self, split: str, images: dict[str, list[Path]], folder: Path) -> None:
-        masks = self.list_masks(folder / self.targets) if (folder / self.targets).is_dir() else {}
-        self._match(split, images, masks, folder)
-
-    def _add_inner(self, images: dict[str, list[Path]]) -> None:
-        """Add the images of the folder itself, in the splits that the folders inside `images` mean."""
-        own = self.path / self.targets
-        masks = self.list_masks(own) if own.is_dir() else {}
-        splits = {stem: split_of_name(stem.split("/")[0]) if "/" in stem else None for stem in {**images, **masks}}
-        are_splits = all(splits.values())
-        for split in SPLITS:
-            chosen = {stem for stem, own in splits.items() if (own if are_splits else "train") == split}
-            if chosen:
-                own_images, own_masks = ({s: p for s, p in files.items() if s in chosen} for files in (images, masks))
-                self._match(split, own_images, own_masks, self.path)
-
-    def _match(self, split: str, images: dict[str, list[Path]], masks: dict[str, list[Path]], folder: Path) -> None:
-        pairs = self._pairs.setdefault(split, [])
-        for stem, paths in masks.items():
-            if stem not in images:
-                raise InputError(
-                    f"mask '{show_path(paths[0])}' has no image of its name in {str(folder / 'images')!r}: add the "
-                    "image, or remove the mask"
-                )
-            if len(paths) > 1 or len(images[stem]) > 1:
-                several = paths if len(paths) > 1 else images[stem]
-                raise InputError(
-                    f"'{show_path(several[0])}' and '{show_path(several[1])}' have one name, so that images and masks "
-                    "cannot be matched: rename or remove one"
-                )
-        for stem, paths in images.items():
-            mask = masks[stem][0] if stem in masks and split != "unlabeled" else None
-            pairs += [(path, mask) for path in paths]
-
     @property
     def masks(self) -> list[Path]:
         """Paths of all masks."""
-        return [mask for pairs in self._pairs.values() for _, mask in pairs if mask is not None]
+        return [mask for pairs in self.pairs.values() for _, mask in pairs if mask is not None]
 
     def load(self) -> dict[str, Examples]:
         """Return the examples of each split; no image is read."""
         parts = {}
         for split in SPLITS:
-            if pairs := self._pairs.get(split):
+            if pairs := self.pairs.get(split):
                 paths, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
                 ids = [relative(path, self.path) for path in paths]
                 parts[split] = Examples(self.make_storage(paths, ids, masks), ids, make_labels(masks))

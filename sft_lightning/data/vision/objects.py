@@ -13,7 +13,8 @@ from sft_lightning.data.bad_examples import show_path
 from sft_lightning.data.vision.boxes import FIELDS, clip_boxes
 from sft_lightning.data.vision.images import place_box
 
-BOX_PROBLEM = "its annotation"  # how the sentence about the boxes of an image begins
+BOX_PROBLEM = "its annotation"  # how the sentence about the boxes of an image begins, and what it says of each fault
+OTHER_SIDES, NO_AREA, NOT_FINITE, OUTSIDE = "is of an image of", "without an area", "is not a number", "outside of the"
 _LEAST_INSIDE = 0.5  # share of the area of a box that has to lie in the image
 
 Boxes = npt.NDArray[np.float64]
@@ -70,19 +71,19 @@ class Objects:
             return f"{where} is refused: {self.problem}"
         if self.sides is not None and self.sides != sides:
             stated, own = (" x ".join(map(str, one)) for one in (self.sides, sides))
-            return f"{where} is of an image of {stated} pixels, and the file has {own}: correct the sizes or the boxes"
+            return f"{where} {OTHER_SIDES} {stated} pixels, and the file has {own}: correct the sizes or the boxes"
         boxes = self.in_pixels(sides)
         inside = clip_corners(boxes, sides)
         for k, (box, kept) in enumerate(zip(boxes, inside, strict=True), 1):
             named = f"{where} has box {k} of {len(boxes)}, {_format(box)},"
             if not np.isfinite(box).all():
-                return f"{named} with a corner that is not a number: correct it"
+                return f"{named} with a corner that {NOT_FINITE}: correct it"
             if box[2] <= box[0] or box[3] <= box[1]:
-                return f"{named} without an area: give x1 < x2 and y1 < y2"
+                return f"{named} {NO_AREA}: give x1 < x2 and y1 < y2"
             share = _area(kept) / _area(box)
             if share < _LEAST_INSIDE:
-                lies = "outside" if share <= 0 else "mostly outside"
-                return f"{named} {lies} of the image of {sides[0]} x {sides[1]} pixels: correct or remove it"
+                lies = "" if share <= 0 else "mostly "
+                return f"{named} {lies}{OUTSIDE} image of {sides[0]} x {sides[1]} pixels: correct or remove it"
         return None
 
     def count_clipped(self, sides: tuple[int, int]) -> int:

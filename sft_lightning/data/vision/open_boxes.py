@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_lightning.data.vision.box_sources import BoxSource
+from sft_lightning.data.vision.box_table import BoxTable
 from sft_lightning.data.vision.coco_boxes import CocoBoxes
 from sft_lightning.data.vision.coco_files import find_coco_files
+from sft_lightning.data.vision.voc_boxes import ANNOTATIONS, VocBoxes
+from sft_lightning.data.vision.yolo_boxes import YoloBoxes
 from sft_lightning.utils.errors import InputError
 
 EXPECTED = (
@@ -29,8 +32,14 @@ def open_box_source(
         InputError: The source does not exist, or holds no usable image.
     """
     path = Path(name)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        return BoxTable(path, root, skip, class_names)
     if path.suffix.lower() == ".json" and path.is_file():
         return CocoBoxes(path, root, class_names)
     if path.is_dir() and find_coco_files(path):
         return CocoBoxes(path, root, class_names)
+    if (path / ANNOTATIONS).is_dir() and any((path / ANNOTATIONS).glob("*.xml")):
+        return VocBoxes(path, class_names)
+    if any((folder / "labels").is_dir() for folder in (path, *path.glob("*/"))):
+        return YoloBoxes(path, class_names)
     raise InputError(f"source {name!r} has no boxes in a known form: give {EXPECTED}")

@@ -6,15 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from sft_lightning.data.bad_examples import show_path
-from sft_lightning.data.vision.mask_classes import CLASS_FILES, read_class_file
 from sft_lightning.data.vision.mask_sources import MaskFolder
 from sft_lightning.data.vision.outlined_images import BACKGROUND, OutlinedImages, make_outline_coding, refuse_colors
 from sft_lightning.data.vision.outlines import Outlines, Shape
-from sft_lightning.utils.errors import InputError
-from sft_lightning.utils.yaml_files import read_yaml
-
-_YOLO_FILES = ("data.yaml", "dataset.yaml")
+from sft_lightning.data.vision.yolo_files import list_label_files, read_yolo_names
 
 
 class YoloFolder(MaskFolder):
@@ -26,10 +21,9 @@ class YoloFolder(MaskFolder):
 
     targets: ClassVar[str] = "labels"
 
-    def list_masks(self, folder: Path) -> dict[str, list[Path]]:
+    def list_targets(self, folder: Path) -> dict[str, list[Path]]:
         """Return the text files by their names without extension."""
-        files = [path for path in sorted(folder.rglob("*.txt")) if path.name not in CLASS_FILES]
-        return {path.relative_to(folder).with_suffix("").as_posix(): [path] for path in files}
+        return list_label_files(folder)
 
     def use_classes(
         self,
@@ -40,14 +34,8 @@ class YoloFolder(MaskFolder):
     ) -> None:
         """Read the names of the classes."""
         refuse_colors(self.name, class_colors)
-        file = next((folder / name for name in _YOLO_FILES if (folder / name).is_file()), None)
-        names = _read_yolo_names(file) if file is not None else read_class_file(folder)[0]
-        if names is None:
-            raise InputError(
-                f"source {self.name!r} names no class of its polygons: add data.yaml with names: [...], or classes.txt"
-            )
-        self._names = names
-        self.coding = make_outline_coding(folder, names, class_names)
+        self._names = read_yolo_names(folder)
+        self.coding = make_outline_coding(folder, self._names, class_names)
         self.class_names = self.coding.class_names
 
     def make_storage(self, paths: list[Path], ids: list[str], masks: list[Path | None]) -> OutlinedImages:
@@ -56,16 +44,6 @@ class YoloFolder(MaskFolder):
         background = self.class_names.index(BACKGROUND)
         outlines = [None if mask is None else read_polygons(mask, numbers, background) for mask in masks]
         return OutlinedImages(paths, ids, masks, self.coding, outlines)
-
-
-def _read_yolo_names(file: Path) -> list[str]:
-    content = read_yaml(file)
-    names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and sorted(names) == [*range(len(names))]:
-        names = [names[k] for k in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise InputError(f"'{show_path(file)}' has no names of classes: add names: [cat, dog]")
-    return [str(name) for name in names]
 
 
 def read_polygons(file: Path, numbers: Sequence[int], background: int) -> Outlines:
@@ -90,7 +68,10 @@ def read_polygons(file: Path, numbers: Sequence[int], background: int) -> Outlin
         except ValueError:
             return Outlines((), background, problem=f"line {count} has a word that is not a number")
         if len(ring) == 4:
-            return Outlines((), background, problem=f"line {count} is a box, and masks need polygons: x1 y1 x2 y2 ...")
+            problem = (
+                f"line {count} is a box, and masks need polygons, x1 y1 x2 y2 ...: use DetectionDataModule for boxes"
+            )
+            return Outlines((), background, problem=problem)
         if len(ring) < 6 or len(ring) % 2 or not all(math.isfinite(v) and -0.1 <= v <= 1.1 for v in ring):
             problem = f"line {count} is not a class and three or more points in shares of the sides, from 0 to 1"
             return Outlines((), background, problem=problem)

@@ -145,7 +145,7 @@ def test_yolo_folders_name_their_classes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data.yaml' has no names of classes: add names"):
         open_data(tmp_path / "d")
     (tmp_path / "d/data.yaml").unlink()
-    with pytest.raises(InputError, match=r"names no class of its polygons: add data.yaml"):
+    with pytest.raises(InputError, match=r"names no class of its objects: add data.yaml"):
         open_data(tmp_path / "d")
     (tmp_path / "d/classes.txt").write_text("cat\ndog\n")
     assert open_data(tmp_path / "d").class_names == ["background", "cat", "dog"]
