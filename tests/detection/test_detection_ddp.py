@@ -15,7 +15,7 @@ from tests.paradigms.helpers import ROOT, left_by_ranks, moved
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ddp")
-    write_boxes_folder(out / "d", {"train": 16, "val": 5}, unlabeled=8)  # 5: one process has one image more
+    write_boxes_folder(out / "d", {"train": 16, "val": 5}, unlabeled=8)  # 5: one process has one more
     return out
 
 
