@@ -15,7 +15,7 @@ from sft_lightning.data.splits import LeakPolicy, Split
 from sft_lightning.data.vision.annotated_datamodule import AnnotatedImageDataModule, check_resize
 from sft_lightning.data.vision.box_sources import HAS_BOXES, BoxSource
 from sft_lightning.data.vision.box_storage import BoxedImages, BoxGeometry
-from sft_lightning.data.vision.boxes import known, trim_boxes
+from sft_lightning.data.vision.boxes import known, pad_boxes, trim_boxes
 from sft_lightning.data.vision.detection_views import DetectionViews, PatchView
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.data.vision.masks import upright_size
@@ -23,6 +23,7 @@ from sft_lightning.data.vision.objects import place_back
 from sft_lightning.data.vision.open_boxes import open_box_source
 from sft_lightning.data.vision.views import WeakView, make_view
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
+from sft_lightning.utils.inputs import Inputs
 
 _UNCHANGED, _PATCHES = WeakView(), PatchView()
 _STRIDE = 32  # of the coarsest map that most backbones have
@@ -243,6 +244,11 @@ class DetectionDataModule(AnnotatedImageDataModule):
                 "object to learn from: ask for more by num_labels, choose another seed, or annotate some"
             )
         return super().train_dataloader()
+
+    def annotated_inputs_of(self, name: str, positions: list[int]) -> Inputs:
+        """Return images with their boxes, a mapping of `image` and `boxes`."""
+        pairs = [self.read_pair(name, position) for position in positions]
+        return {"image": torch.stack([x for x, _ in pairs]), "boxes": pad_boxes([y for _, y in pairs])}
 
     # --- boxes in pixels of files
 
