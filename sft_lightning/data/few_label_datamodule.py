@@ -366,6 +366,10 @@ class FewLabelDataModule(PredictDataModule):
         few = Split(split.part, [split.indices[i] for i in positions])
         return concatenate_inputs([batch.x for batch in self._unaugmented(few, torch.device("cpu"))])
 
+    def annotated_inputs_of(self, name: str, positions: list[int]) -> Inputs:
+        """Return inputs as `inputs_of` does, with what moves along in their views, such as boxes; here, nothing."""
+        return self.inputs_of(name, positions)
+
     def show_examples(self, name: str, positions: list[int]) -> Sequence[Tensor | str]:
         """Return some examples of a split as people look at them, as `Views.show` gives them.
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +83,14 @@ def measure(examples: Tensor, found: Tensor, true: Tensor) -> dict[str, Tensor]:
     check_extra()
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric: Any = MeanAveragePrecision(class_metrics=True, backend="faster_coco_eval", sync_on_compute=False)
+    # torchmetrics takes its own from float32, so that a recall of 4 / 5 would lie below 0.8, unlike COCO's.
+    thresholds = {
+        "iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(),
+        "rec_thresholds": np.linspace(0, 1, 101).tolist(),
+    }
+    metric: Any = MeanAveragePrecision(
+        class_metrics=True, backend="faster_coco_eval", sync_on_compute=False, **thresholds
+    )
     metric.warn_on_many_detections = False
     order = examples.unique()  # sorted: the order decides between equal scores
     for place in order.tolist():

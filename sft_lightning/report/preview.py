@@ -47,7 +47,8 @@ def preview(argv: Sequence[str]) -> str:
     if not len(data.splits[name]):
         raise InputError(f"source {data.source.name!r} has no training examples to show")
     order = torch.randperm(len(data.splits[name]), generator=torch.Generator().manual_seed(data.request.seed))
-    x = data.inputs_of(name, order[:_COUNT].tolist())
+    chosen = order[:_COUNT].tolist()
+    x = data.annotated_inputs_of(name, chosen)
     views = [x] + [data.views.weak(x, seed) for seed in range(_VIEWS)]
     if data.views.has_strong:
         views += [data.views.strong(x, seed) for seed in range(_VIEWS)]
@@ -66,4 +67,4 @@ def preview(argv: Sequence[str]) -> str:
     with SummaryWriter(str(folder)) as writer:
         writer.add_image("preview", figure)
     rows = "\n".join(f"row {k}  {title}" for k, title in enumerate(titles, 1))
-    return f"{len(x)} {name} {data.input_spec.plural} of shape {tuple(x.shape[1:])}\n{rows}\nWritten: {path}"
+    return f"{len(chosen)} {name} {data.input_spec.plural} of shape {data.input_spec.shape}\n{rows}\nWritten: {path}"

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.data.vision.views import strong, weak
+from tests.boxes import write_boxes_folder
 from tests.conftest import CONFIGS
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
@@ -65,3 +66,15 @@ def test_the_preview_shows_unlabeled_images_if_there_are_no_labels(
 def test_invalid_settings_give_one_sentence(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preview", "--config", FINE_TUNE, "--data.init_args.source=nowhere"]) == 2
     assert "source 'nowhere' is neither a folder" in capsys.readouterr().err
+
+
+def test_the_preview_draws_boxes(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_boxes_folder(workdir / "d", {"train": 12})
+    words = ["--model=AutoencoderModule", "--data=DetectionDataModule", "--data.source=d", "--data.image_size=64"]
+    assert main(["preview", *words, "--data.weak_view.flip=true", "--run_name=mine"]) == 0
+    assert "9 labeled images of shape (3, 64, 64)" in capsys.readouterr().out
+    with Image.open(workdir / "lightning_logs/mine_preview/preview.png") as image:
+        drawn = np.asarray(image.convert("RGB"))
+    frames = [(drawn == color).all(-1) for color in ((128, 0, 0), (0, 128, 0))]  # of squares and discs
+    for row in range(5):
+        assert all(frame[row * 66 : (row + 1) * 66].sum() > 100 for frame in frames)

@@ -59,8 +59,10 @@ class AnnotatedImageDataModule(ImageDataModule):
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training images: one with annotations, or any other of images."""
         path = Path(name)
-        if any(folder.is_dir() for one in _IMAGES for folder in (path / one, *path.glob(f"*/{one}"))):
-            return take_unlabeled(self.open_source(name))
+        if path.suffix.lower() == ".json" or any(
+            folder.is_dir() for one in _IMAGES for folder in (path / one, *path.glob(f"*/{one}"))
+        ):
+            return take_unlabeled(self.open_to_predict(name))
         return open_unlabeled(name, self.root, skip=self.bad.policy == "skip")
 
     def make_targets(self, labels: Tensor) -> Tensor:

@@ -92,7 +92,10 @@ def _read_shape(one: Mapping[str, Any], numbers: Mapping[int, int]) -> Shape:
         counts = segmentation["counts"]
         return Shape(number, runs=tuple(decode_runs(counts) if isinstance(counts, str) else map(int, counts)))
     if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError("it has a box alone, and masks need polygons or run lengths in `segmentation`")
+        raise ValueError(
+            "it has a box alone, and masks need polygons or run lengths in `segmentation`: use DetectionDataModule for "
+            "boxes"
+        )
     rings = tuple(array("d", map(float, ring)) for ring in segmentation)
     if any(len(ring) < 6 or len(ring) % 2 or not all(map(math.isfinite, ring)) for ring in rings):
         raise ValueError("a polygon has fewer than three points, or half a point")

@@ -1,6 +1,7 @@
 """`DetectionDataModule`: images of which few have boxes, in batches of the parts that a paradigm requests."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.loaders import RawBatch, TrainLoader
 from sft_lightning.data.run_splits import TestOn
-from sft_lightning.data.source import Source
+from sft_lightning.data.source import Examples, Source
 from sft_lightning.data.splits import LeakPolicy, Split
 from sft_lightning.data.vision.annotated_datamodule import AnnotatedImageDataModule, check_resize
 from sft_lightning.data.vision.box_sources import HAS_BOXES, BoxSource
 from sft_lightning.data.vision.box_storage import BoxedImages, BoxGeometry
-from sft_lightning.data.vision.boxes import known, trim_boxes
+from sft_lightning.data.vision.boxes import known, pad_boxes, trim_boxes
 from sft_lightning.data.vision.detection_views import DetectionViews, PatchView
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.data.vision.masks import upright_size
@@ -22,6 +23,7 @@ from sft_lightning.data.vision.objects import place_back
 from sft_lightning.data.vision.open_boxes import open_box_source
 from sft_lightning.data.vision.views import WeakView, make_view
 from sft_lightning.utils.errors import InputError, check_fraction, check_min
+from sft_lightning.utils.inputs import Inputs
 
 _UNCHANGED, _PATCHES = WeakView(), PatchView()
 _STRIDE = 32  # of the coarsest map that most backbones have
@@ -149,6 +151,16 @@ class DetectionDataModule(AnnotatedImageDataModule):
         """Open the source of images with boxes."""
         return open_box_source(name, self.root, self.bad.policy == "skip", self._class_names)
 
+    def open_to_predict(self, name: str) -> BoxSource:
+        """Open a source whose boxes are not used, and whose classes may be others."""
+        return open_box_source(name, self.root, self.bad.policy == "skip")
+
+    def open_unlabeled(self, name: str) -> Examples:
+        """Open another source and return its training images, without what may be annotated in them."""
+        part = super().open_unlabeled(name)
+        images = part.storage
+        return replace(part, storage=FileImages(images.paths, images.ids)) if isinstance(images, BoxedImages) else part
+
     @property
     def target(self) -> str:
         """What networks learn of an example: its boxes."""
@@ -232,6 +244,11 @@ class DetectionDataModule(AnnotatedImageDataModule):
                 "object to learn from: ask for more by num_labels, choose another seed, or annotate some"
             )
         return super().train_dataloader()
+
+    def annotated_inputs_of(self, name: str, positions: list[int]) -> Inputs:
+        """Return images with their boxes, a mapping of `image` and `boxes`."""
+        pairs = [self.read_pair(name, position) for position in positions]
+        return {"image": torch.stack([x for x, _ in pairs]), "boxes": pad_boxes([y for _, y in pairs])}
 
     # --- boxes in pixels of files
 

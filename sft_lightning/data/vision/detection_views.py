@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sft_lightning.data.vision.boxes import move_boxes
 from sft_lightning.data.vision.color_views import ColorChanges, ColoredViews, draw_rectangles
+from sft_lightning.data.vision.masks import make_palette
 from sft_lightning.data.vision.views import WeakView, draw_moves, make_generator
 from sft_lightning.utils.errors import InputError, check_min
 from sft_lightning.utils.inputs import Inputs
@@ -101,6 +102,12 @@ class DetectionViews(ColoredViews):
         boxes = move_boxes(x["boxes"], moves, image.shape[-2:], self._least)
         return {"image": moves.apply(image), "boxes": boxes}
 
+    def show(self, x: Inputs) -> Tensor:
+        """Return the images, with the boxes drawn in the color of their class where there are some."""
+        if isinstance(x, Tensor):
+            return super().show(x)
+        return draw_frames(super().show(x["image"]), x["boxes"])
+
     def change_colors(self, image: Tensor, seed: int) -> Tensor:
         """Change the colors of images, and cover patches."""
         changed = super().change_colors(image, seed)
@@ -111,3 +118,25 @@ class DetectionViews(ColoredViews):
         for _ in range(self._patches):
             covered |= draw_rectangles(len(image), sides, self._area, generator)
         return changed.masked_fill(to_device(covered, image.device)[:, None], _GRAY)
+
+
+def draw_frames(images: Tensor, y: Tensor) -> Tensor:
+    """Return images with the borders of boxes drawn, one pixel wide, in a color for each class, or white on gray.
+
+    Args:
+        images: Pixels in [0, 1], (B, C, H, W).
+        y: Targets, (B, M, 6).
+    """
+    drawn, (height, width) = images.clone(), images.shape[-2:]
+    palette = make_palette(int(y[:, :, 0].max().clamp(min=0)) + 2, {})[1:]  # without black
+    for image, rows in zip(drawn, y.tolist(), strict=True):
+        for number, x1, y1, x2, y2, _ in rows:
+            if number >= 0:
+                left, right = (min(max(round(v), 0), width - 1) for v in (x1, x2 - 1))
+                top, bottom = (min(max(round(v), 0), height - 1) for v in (y1, y2 - 1))
+                color = (
+                    images.new_tensor(palette[int(number)])[:, None] / 255 if len(image) == 3 else images.new_ones(1, 1)
+                )
+                image[:, [top, bottom], left : right + 1] = color[:, :, None]
+                image[:, top : bottom + 1, [left, right]] = color[:, :, None]
+    return drawn

@@ -1,6 +1,7 @@
 """Class folders of image files."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +14,14 @@ from sft_lightning.data.vision.image_source import ImageSource
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.utils.errors import InputError
 
+_BOXES = ("images and their annotations", "DetectionDataModule for boxes, or SegmentationDataModule for outlines")
+# Folders of images and of annotations of data sets without class folders, with what reads them.
+_ANNOTATED = {
+    ("images", "masks"): ("images and masks", "SegmentationDataModule"),
+    ("images", "labels"): _BOXES,
+    ("images", "annotations"): _BOXES,
+    ("JPEGImages", "Annotations"): ("images and boxes of Pascal VOC", "DetectionDataModule"),
+}
 MASKS = "ground_truth"  # name of the folder of masks of defects, as in MVTec AD
 
 
@@ -30,10 +39,11 @@ class FolderSource(ClassFolders, ImageSource):
             InputError: The folder holds images and their masks, or what `ClassFolders` refuses.
         """
         if not listed_classes:
-            for folder in (path, path / "train"):
-                if all((folder / name).is_dir() for name in ("images", "masks")):
+            for folder, (images, others) in product((path, path / "train"), _ANNOTATED):
+                if (folder / images).is_dir() and (folder / others).is_dir():
+                    what, remedy = _ANNOTATED[images, others]
                     raise InputError(
-                        f"folder {str(folder)!r} holds images and masks: use SegmentationDataModule; if these are two "
+                        f"folder {str(folder)!r} holds {what}: use {remedy}; if {images!r} and {others!r} are two "
                         "classes, list them in class_names"
                     )
         self._left_out: list[str] = []

@@ -73,18 +73,19 @@ class Objects:
             stated, own = (" x ".join(map(str, one)) for one in (self.sides, sides))
             return f"{where} {OTHER_SIDES} {stated} pixels, and the file has {own}: correct the sizes or the boxes"
         boxes = self.in_pixels(sides)
-        inside = clip_corners(boxes, sides)
-        for k, (box, kept) in enumerate(zip(boxes, inside, strict=True), 1):
-            named = f"{where} has box {k} of {len(boxes)}, {_format(box)},"
-            if not np.isfinite(box).all():
-                return f"{named} with a corner that {NOT_FINITE}: correct it"
-            if box[2] <= box[0] or box[3] <= box[1]:
-                return f"{named} {NO_AREA}: give x1 < x2 and y1 < y2"
-            share = _area(kept) / _area(box)
-            if share < _LEAST_INSIDE:
-                lies = "" if share <= 0 else "mostly "
-                return f"{named} {lies}{OUTSIDE} image of {sides[0]} x {sides[1]} pixels: correct or remove it"
-        return None
+        with np.errstate(invalid="ignore", divide="ignore"):  # what is not a number is bad, too
+            share = _measure_areas(clip_corners(boxes, sides)) / _measure_areas(boxes)
+        bad = np.flatnonzero(~(share >= _LEAST_INSIDE))
+        if not len(bad):
+            return None
+        k = int(bad[0])
+        named = f"{where} has box {k + 1} of {len(boxes)}, {_format(boxes[k])},"
+        if not np.isfinite(boxes[k]).all():
+            return f"{named} with a corner that {NOT_FINITE}: correct it"
+        if boxes[k, 2] <= boxes[k, 0] or boxes[k, 3] <= boxes[k, 1]:
+            return f"{named} {NO_AREA}: give x1 < x2 and y1 < y2"
+        lies = "" if share[k] <= 0 else "mostly "
+        return f"{named} {lies}{OUTSIDE} image of {sides[0]} x {sides[1]} pixels: correct or remove it"
 
     def count_clipped(self, sides: tuple[int, int]) -> int:
         """Return how many boxes reach beyond the image by more than a hundredth of a pixel.
@@ -151,8 +152,8 @@ def clip_corners(boxes: Boxes, sides: tuple[int, int]) -> Boxes:
     return np.clip(boxes, 0, [*sides, *sides])
 
 
-def _area(box: Boxes) -> float:
-    return float(max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1]))
+def _measure_areas(boxes: Boxes) -> Boxes:
+    return np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
 
 
 def _format(box: Sequence[float] | Boxes) -> str:

@@ -68,7 +68,10 @@ def read_polygons(file: Path, numbers: Sequence[int], background: int) -> Outlin
         except ValueError:
             return Outlines((), background, problem=f"line {count} has a word that is not a number")
         if len(ring) == 4:
-            return Outlines((), background, problem=f"line {count} is a box, and masks need polygons: x1 y1 x2 y2 ...")
+            problem = (
+                f"line {count} is a box, and masks need polygons, x1 y1 x2 y2 ...: use DetectionDataModule for boxes"
+            )
+            return Outlines((), background, problem=problem)
         if len(ring) < 6 or len(ring) % 2 or not all(math.isfinite(v) and -0.1 <= v <= 1.1 for v in ring):
             problem = f"line {count} is not a class and three or more points in shares of the sides, from 0 to 1"
             return Outlines((), background, problem=problem)

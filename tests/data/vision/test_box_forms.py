@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sft_lightning import DetectionDataModule
+from sft_lightning import DetectionDataModule, ImageDataModule, SegmentationDataModule
 from sft_lightning.__main__ import main
 from sft_lightning.data.vision.box_storage import BoxedImages
 from sft_lightning.data.vision.open_boxes import open_box_source
@@ -349,6 +349,18 @@ def test_images_of_one_name_get_others(tmp_path: Path) -> None:
         "a.png": [("dog", 1, 2, 30, 40, False)],
         "two_a.png": [("cat", 1, 2, 30, 40, False)],
     }
+
+
+def test_other_data_modules_name_the_one_for_boxes(tmp_path: Path) -> None:
+    folder = write_boxes_folder(tmp_path / "d", {"train": 3})
+    for form in ("yolo", "voc"):
+        assert main(["convert-boxes", str(folder), str(tmp_path / form), "--to", form]) == 0
+    for source in (folder, tmp_path / "yolo", tmp_path / "voc"):
+        with pytest.raises(InputError, match=r"holds images and .*: use DetectionDataModule.* list them in"):
+            ImageDataModule(str(source))
+    for source in (folder, tmp_path / "yolo"):
+        with pytest.raises(InputError, match=r"masks need polygons.*: use DetectionDataModule for boxes"):
+            SegmentationDataModule(str(source), val_size=0, test_size=0).setup("fit")
 
 
 def test_all_forms_give_the_same_batches(tmp_path: Path) -> None:

@@ -278,3 +278,33 @@ def test_unknown_sources_are_named(tmp_path: Path) -> None:
         opened(tmp_path)
     with pytest.raises(InputError, match=r"report takes classes of examples, and DetectionDataModule gives boxes"):
         module(write_boxes_folder(tmp_path / "d", {"train": 2})).require_classes("report")
+
+
+def test_other_sources_give_unlabeled_images(tmp_path: Path) -> None:
+    folder = write_boxes_folder(tmp_path / "d", {"train": 4, "val": 2, "test": 2})
+    other = write_boxes_folder(tmp_path / "e", {"train": 5}, start=50, unlabeled=2)
+    change(other / "annotations/instances_train.json", lambda c: c["categories"][0].update(name="other"))
+    change(other / "annotations/instances_train.json", lambda c: c["annotations"][0].update(bbox=[99, 99, 1, 1]))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for path in (other / "images/train").iterdir():
+        (plain / path.name).write_bytes(path.read_bytes())
+    for source in (other, other / "annotations/instances_train.json", plain):
+        data = opened(folder, unlabeled_source=str(source), class_names=["square", "disc"])
+        assert [len(data.splits[name]) for name in ("labeled", "unlabeled")] == [4, 7]
+        raw = next(data._stream("unlabeled", data.splits["unlabeled"], train=True).batches(0, 1))
+        assert isinstance(raw.inputs, Tensor)  # boxes that are not to be known are not read
+
+
+def test_predicted_boxes_go_back_to_files_of_any_size(tmp_path: Path) -> None:
+    folder = write_boxes_folder(tmp_path / "d", {"train": 2, "val": 1, "test": 1})
+    for name, size in (("a", (40, 80)), ("b", (300, 100))):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / f"new/{name}.png")
+    data = module(folder, predict_source=str(tmp_path / "new"))
+    data.setup("predict")
+    batch = data.on_after_batch_transfer(next(iter(data.predict_dataloader())), 0)
+    assert isinstance(batch.x, Tensor)
+    whole = torch.tensor([[[16.0, 0, 48, 64]], [[0, 64 / 3, 64, 128 / 3]]])
+    found = data.original_boxes(data.open_predicted(), batch.indices, whole)
+    assert (found - torch.tensor([[[0.0, 0, 40, 80]], [[0, 0, 300, 100]]])).abs().max() < 3

@@ -166,3 +166,16 @@ def test_settings_out_of_range_are_refused() -> None:
         PatchView(hue=0.7)
     assert not STILL
     assert PatchView(jitter=0, gray=0, blur=0)
+
+
+def test_boxes_are_drawn_where_they_are() -> None:
+    y = torch.tensor([[[0.0, 10, 20, 30, 50, 0], [2, -5, 60, 99, 70, 0], [PADDING, 0, 0, 9, 9, 0]]])
+    drawn = views(WeakView()).show({"image": torch.zeros(1, 3, SIZE, SIZE), "boxes": y})[0]
+    frame = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    frame[[20, 49], 10:30] = frame[20:50, 10] = frame[20:50, 29] = True
+    frame[[60, 63], :] = frame[60:, [0, 63]] = True
+    assert torch.equal(drawn.amax(0) > 0, frame)
+    assert drawn[:, 20, 10].tolist() != drawn[:, 60, 10].tolist()
+    plain = {"image": torch.zeros(1, 1, SIZE, SIZE), "boxes": y}
+    gray = DetectionViews((1, SIZE, SIZE), WeakView(), STILL, 0.0).show(plain)
+    assert torch.equal(gray[0, 0] == 1, frame)

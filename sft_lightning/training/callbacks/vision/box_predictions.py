@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sft_lightning.data.vision.detection_datamodule import DetectionDataModule
 from sft_lightning.data.vision.masks import Color, make_palette
+from sft_lightning.data.vision.write_boxes import format_bbox
 from sft_lightning.training.callbacks.vision.pixel_predictions import PixelWriter, explain_write_errors
 from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.spreadsheet import restore_cell
@@ -27,8 +29,8 @@ class BoxWriter(PixelWriter):
 
     An image without a detection has a row without a class, as in a table of annotations.
     `predictions_coco.json` holds the same as COCO's results: a list of `image_id` (position in the table), `file_name`,
-    `category_id` (number of the class), `category`, `bbox` (x, y, width, height) and `score`. With several processes,
-    rows of different images take turns.
+    `category_id` (from 1 on, as `convert-boxes` writes it), `category`, `bbox` (x, y, width, height) and `score`. With
+    several processes, rows of different images take turns.
 
     Where `drawn_score` of the model is set, images with the boxes of at least that score are in `predicted_boxes`.
     """
@@ -50,7 +52,7 @@ class BoxWriter(PixelWriter):
         found = self._data.original_boxes(self._split, positions, prediction["boxes"].double().cpu())
         lists = (found, prediction["classes"].cpu(), prediction["scores"].cpu())
         for name, position, boxes, numbers, scores in zip(names, positions.tolist(), *lists, strict=True):
-            kept = numbers >= 0
+            kept = (numbers >= 0) & (boxes[:, 2:] - boxes[:, :2] >= 0.01).all(1)  # not beside the image alone
             boxes, numbers, scores = boxes[kept], numbers[kept], scores[kept]
             for box, number, score in zip(boxes.tolist(), numbers.tolist(), scores.tolist(), strict=True):
                 row = (name, classes[number], *(f"{corner:.2f}" for corner in box), f"{score:.6f}")
@@ -89,7 +91,7 @@ def _write_results(table: Path, path: Path, class_names: Sequence[str]) -> None:
 
 
 def _read_rows(table: Path, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    numbers = {name: k for k, name in enumerate(class_names)}
+    numbers = {name: k + 1 for k, name in enumerate(class_names)}  # as `write_coco` numbers categories
     positions: dict[str, int] = {}
     with table.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -97,13 +99,13 @@ def _read_rows(table: Path, class_names: Sequence[str]) -> Iterator[dict[str, An
             position = positions.setdefault(name, len(positions))
             if not kind:
                 continue
-            x1, y1, x2, y2 = (float(row[corner]) for corner in ("x1", "y1", "x2", "y2"))
+            box = np.array([float(row[corner]) for corner in ("x1", "y1", "x2", "y2")])
             yield {
                 "image_id": position,
                 "file_name": name,
                 "category_id": numbers[kind],
                 "category": kind,
-                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                "bbox": format_bbox(box),
                 "score": float(row["score"]),
             }
 
