@@ -261,9 +261,10 @@ def test_sources_with_masks_are_known_by_what_they_hold(tmp_path: Path) -> None:
     (tmp_path / "coco/annotations/instances_train2017.json").write_text("{}")
     (tmp_path / "masks.csv").write_text("path;Mask\na.png;b.png\n")
     (tmp_path / "labels.csv").write_text("path,label\na.png,b\n")
+    (tmp_path / "both.csv").write_text("path,label,mask\na.png,b,c.png\n")
     assert all(holds(name) for name in ("folder", "splits", "yolo", "coco", "masks.csv"))
     assert find_modality(str(tmp_path / "yolo")) == "image"
-    assert not any(holds(name) for name in ("classes", "plain", "labels.csv", "missing"))
+    assert not any(holds(name) for name in ("classes", "plain", "labels.csv", "both.csv", "missing"))
 
 
 def test_colors_of_masks_and_a_start_are_named_on_the_command_line(
