@@ -19,7 +19,7 @@ OF_IMAGES = {
     "audit/image_checks.py",
     "audit/mask_checks.py",
     "audit/recording_checks.py",
-    "report/pixel_evaluation.py", "report/pixels.py",
+    "report/pixel_evaluation.py", "report/pixels.py", "solver/mask_delivery.py",
     "detection/base.py", "detection/build.py", "detection/faster_rcnn.py", "detection/matching.py",
     "detection/pyramid.py", "detection/ssdlite.py", "detection/dense.py", "export/detector.py", "report/boxes.py",
     "tasks/boundary_f1.py", "tasks/segmentation.py", "tasks/segmentation_metrics.py",
@@ -67,6 +67,7 @@ KEPT: dict[str, tuple[str, ...]] = {
         "image_size", "larger images", "the images that the user", "Side of the images",
     ),
     "solver/look.py": ("compute_image_stats",),
+    "solver/mask_trials.py": ("image_size",),
     "solver/solve.py": ("image_size", "Side of the images in pixels", "image files square", "in images of more than 8"),
     "solver/starts.py": (
         "image_size", "may see smaller images",

@@ -51,7 +51,7 @@ def find_data_class(source: str) -> type[FewLabelDataModule]:
 def open_data(
     source: str, given: Mapping[str, Any], where_taken: Mapping[str, Any] | None = None
 ) -> FewLabelDataModule:
-    """Return the data module for a source, before its setup.
+    """Return the data module of classes for a source, before its setup.
 
     Args:
         source: Source as the user named it.
@@ -59,8 +59,15 @@ def open_data(
         where_taken: Further settings, for the data modules that have them.
 
     Raises:
-        InputError: The data module for the source has no such setting, or refuses it.
+        InputError: The data module for the source has no such setting, or refuses it, or the examples have masks.
     """
+    cls = find_data_class(source)
+    if cls.in_addition and given.get("class_names") is None:
+        kind = InputSpec(find_modality(source), ()).plural + cls.in_addition
+        raise InputError(
+            f"source {source!r} holds {kind}, and this command takes one class for each example: `sft-lightning solve "
+            f"{source}` says which masks to draw next"
+        )
     cls = get_data_class(find_modality(source))
     check_settings(source, cls, given)
     others = {name: value for name, value in (where_taken or {}).items() if name in list_settings(cls)}

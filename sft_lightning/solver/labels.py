@@ -227,7 +227,7 @@ def read_source(
     """
     modality = get_modality(find_modality(name))
     make: Callable[..., FewLabelDataModule] = find_data_class(name)
-    check_settings(name, find_data_class(name), {"image_size": image_size, **given})
+    check_settings(name, find_data_class(name), {"image_size": image_size, "labels": labels, **given})
     given = {setting: value for setting, value in {"labels": labels, **given}.items() if value is not None}
     skipping, has_sides = modality.solve.skipping, modality.solve.has_sides
     own: dict[str, Any] = {"root": root, skipping: "skip"} if skipping else {}

@@ -269,7 +269,7 @@ class MaskTrials(JudgedRecipes[JudgedRecipe]):
         least = MIN_STEPS_OF_MANY if position > 1 else TRAINING_STEPS[0]
         needed = predict_halving(costs[: position + 1], least, self.source.num_folds, final) + predicting
         start, kind = trainings[position]
-        title = make_trainings(start, self.source, 1)[kind].name.partition(" (")[0]
+        title = make_trainings(start, self.source, 1)[kind].name.rpartition(" (")[0]
         return f"{title}: it takes --minutes {self.plan.count_minutes(needed + self.plan.elapsed, TRAININGS_END)}"
 
 

@@ -184,7 +184,7 @@ def _plan_folds(data: FewLabelDataModule, folds: int) -> FoldPlan:
         return plan
     kept = list_ranked_classes(data, plan)
     if rare := [name for k, name in enumerate(data.class_names) if k not in kept]:
-        plan.notes.append(f"{format_class_names(rare)}: left out, with pixels in fewer masks than there are folds")
+        plan.notes.append(f"without {format_class_names(rare)}, with pixels in fewer masks than there are folds")
     return plan
 
 

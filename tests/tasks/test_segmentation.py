@@ -346,14 +346,8 @@ def test_the_four_commands_know_masks(workdir: Path, capsys: pytest.CaptureFixtu
     assert all(one["mask"].startswith("predicted_masks_1/") for one in rows)
     # What takes one class for each example says so, before anything is computed.
     capsys.readouterr()
-    model = ["--model=FineTuneClassifier", *FIT]
     assert main(["rank", "--data=ImageDataModule", "--data.source=sample", f"--candidates=[{{weights: {run}}}]"]) == 2
     assert "classifies pixels, and classes of examples are needed" in capsys.readouterr().err
-    for words in (["degree", *model], ["rank", *DATA, "--candidates=[resnet8]"]):
-        assert main(words) == 2
-        assert "SegmentationDataModule gives masks: use FineTuneClassifier" in capsys.readouterr().err
-    assert main(["solve", "d"]) == 2
-    assert "holds images and masks: use SegmentationDataModule" in capsys.readouterr().err
     assert main(["fit", "--model=DecoupledFeatureClassifier", "--model.feature_loss=SupCon", *FIT]) == 2
     assert "and these have masks: use FineTuneClassifier" in capsys.readouterr().err
     pretraining = ["--model=SelfSupervisedModule", "--model.objective=SimCLR", *FIT]

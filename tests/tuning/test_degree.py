@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
@@ -21,6 +22,7 @@ from sft_lightning.tuning import degree as module
 from sft_lightning.tuning.degree import make_folds
 from sft_lightning.tuning.degree_grid import DegreeGrid, DegreeSetting, choose_setting
 from tests.conftest import CONFIGS
+from tests.scenes import write_scenes
 
 FINE_TUNE, SHARED = CONFIGS / "quickstart" / "fine_tune.yaml", CONFIGS / "semi_supervised" / "shared.yaml"
 SHORT = ["--trainer.accelerator=cpu", "--trainer.max_epochs=2", "--data.init_args.steps_per_epoch=3", "--run_name=d"]
@@ -478,3 +480,22 @@ def test_the_shipped_config_runs(workdir: Path, fits: list[str]) -> None:
     shipped = ["--config", str(CONFIGS / "reuse" / "degree.yaml")]
     assert main(["degree", "--config", str(FINE_TUNE), *shipped, *SHORT, "--degree.folds=2"]) == 0
     assert len(fits) == 2 * 5
+
+
+def test_masks_are_divided_like_sets_of_classes(workdir: Path) -> None:
+    write_scenes(Path("d"), 10)
+    data = ["--data=SegmentationDataModule", "--data.source=d", "--data.image_size=32", "--data.val_size=0"]
+    data += ["--data.test_size=0", "--data.batch_size=2", "--data.steps_per_epoch=1", "--trainer.max_epochs=1"]
+    model = ["--model=FineTuneClassifier", "--model.backbone=resnet8", "--model.optimizer=AdamW"]
+    words = [*model, "--model.optimizer.lr=0.01", *data, "--trainer.accelerator=cpu", "--run_name=d", *SMALL]
+    assert main(["degree", *words]) == 0
+    found = results()
+    assert len(found) == 4
+    assert all(0 < row["mean_iou"] < 1 for row in found)
+    held = [of_split(FOLDER / f"fold_{k}.csv", "val") for k in (0, 1)]
+    assert not held[0].keys() & held[1].keys()
+    assert len(held[0]) + len(held[1]) == 10
+    with Image.open("d/masks/s003.png") as mask:
+        mask.rotate(90).save(mask.filename)
+    assert main(["degree", *words]) == 0
+    assert len(results()) == 8  # another mask is another fold

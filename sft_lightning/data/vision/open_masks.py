@@ -20,7 +20,8 @@ def holds_masks(name: str) -> bool:
     """
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
-        return path.is_file() and {"path", "mask"} <= {name.strip().casefold() for name in read_column_names(path)}
+        names = {name.strip().casefold() for name in read_column_names(path)} if path.is_file() else set[str]()
+        return {"path", "mask"} <= names and "label" not in names  # classes count where a table has both
     if path.suffix.lower() == ".json":
         return path.is_file()
     if not path.is_dir():
