@@ -46,7 +46,7 @@ class CocoFiles:
         files: JSON of each split; one by itself is `train`.
         categories: Name of each category by its number, the same in all splits.
         listed: Images of each split, in the order of the JSON.
-        others: Images beside those of `train` that its JSON does not list.
+        others: Images beside those of `train` that no JSON lists.
         folder: Folder that names of images are relative to.
     """
 
@@ -73,15 +73,23 @@ class CocoFiles:
                         "give each category one name"
                     )
         self.listed: dict[str, list[ListedImage]] = {}
-        self.others: list[Path] = []
+        folders = {
+            split: _find_images(self.files[split], content["images"], root) for split, content in contents.items()
+        }
+        place: dict[Path, str] = {}
         for split, content in contents.items():
-            folder, annotations = _find_images(self.files[split], content["images"], root), content["annotations"]
+            annotations = content["annotations"]
             self.listed[split] = [
-                ListedImage(folder / image["file_name"], image, annotations.get(image["id"], ()))
+                ListedImage(folders[split] / image["file_name"], image, annotations.get(image["id"], ()))
                 for image in content["images"]
             ]
-            if split == "train":
-                self.others = _list_others(folder, {one.path for one in self.listed[split]})
+            for one in self.listed[split]:
+                if (other := place.setdefault(one.path, split)) != split:
+                    raise InputError(
+                        f"'{show_path(self.files[other])}' and '{show_path(self.files[split])}' both list the image "
+                        f"'{show_path(one.path)}': leave it in one split"
+                    )
+        self.others = _list_others(folders["train"], {*place}) if "train" in folders else []
 
     @property
     def class_names(self) -> list[str]:

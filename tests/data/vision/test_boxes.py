@@ -308,3 +308,18 @@ def test_predicted_boxes_go_back_to_files_of_any_size(tmp_path: Path) -> None:
     whole = torch.tensor([[[16.0, 0, 48, 64]], [[0, 64 / 3, 64, 128 / 3]]])
     found = data.original_boxes(data.open_predicted(), batch.indices, whole)
     assert (found - torch.tensor([[[0.0, 0, 40, 80]], [[0, 0, 300, 100]]])).abs().max() < 3
+
+
+def test_splits_may_share_a_folder_but_not_an_image(tmp_path: Path) -> None:
+    folder = write_boxes_folder(tmp_path / "d", {"train": 4, "val": 2, "test": 2}, unlabeled=3)
+    for split in ("train", "val", "test"):
+        for path in (folder / "images" / split).iterdir():
+            path.rename(folder / "images" / path.name)
+        (folder / "images" / split).rmdir()
+    data = opened(folder)
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "labeled": 4, "unlabeled": 3, "val": 2, "test": 2,
+    }  # fmt: skip
+    change(folder / "annotations/instances_test.json", lambda c: c["images"][0].update(file_name="s001.png"))
+    with pytest.raises(InputError, match=r"test.json' and '.*train.json' both list the image '.*s001.png': leave it"):
+        opened(folder)
