@@ -385,7 +385,7 @@ def test_a_parquet_table_is_read_alike(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow.parquet")
     table = write_table(tmp_path, ROWS)
     lines = [line.split(",") for line in table.read_text().split()]
-    columns = {name: [row[k] or None for row in lines[1:]] for k, name in enumerate(lines[0])}
+    columns: dict[str, list[Any]] = {name: [row[k] or None for row in lines[1:]] for k, name in enumerate(lines[0])}
     for corner in ("x1", "y1", "x2", "y2"):
         columns[corner] = [None if cell is None else float(cell) for cell in columns[corner]]
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "boxes.parquet")
