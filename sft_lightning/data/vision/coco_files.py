@@ -131,15 +131,22 @@ def _read_coco(file: Path) -> dict[str, Any]:
     where, content = f"'{show_path(file)}'", read_json(file, "give a JSON of COCO")
     try:
         images = [_read_image(one) for one in content["images"]]
-        categories = {int(one["id"]): str(one["name"]) for one in content["categories"]}
+        listed = [(int(one["id"]), str(one["name"])) for one in content["categories"]]
         annotations: dict[Any, list[dict[str, Any]]] = {}
         for one in content["annotations"]:
             annotations.setdefault(one["image_id"], []).append({**one, "category_id": int(one["category_id"])})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{where} is not an annotation of COCO ({type(error).__name__}: {error}): it needs images, annotations and "
             "categories"
         ) from error
+    categories = dict(listed)
+    for number, name in listed:
+        if categories[number] != name:
+            raise InputError(
+                f"{where} gives the number {number} to the categories {name!r} and {categories[number]!r}: give each "
+                "its own"
+            )
     for name, count in Counter(image["file_name"] for image in images).items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"{where} lists the image {name!r}, which leads out of its folder: give a name inside it")
@@ -164,8 +171,9 @@ def _read_coco(file: Path) -> dict[str, Any]:
 
 
 def _read_image(one: Mapping[str, Any]) -> dict[str, Any]:
+    hash(one["id"])  # a TypeError where it cannot be one
     sides = {key: int(one[key]) for key in ("width", "height") if key in one}
-    return {**one, "id": one["id"], "file_name": str(one["file_name"]), **sides}
+    return {**one, "id": one["id"], "file_name": Path(str(one["file_name"])).as_posix(), **sides}
 
 
 def _find_images(file: Path, images: Sequence[Mapping[str, Any]], root: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.bad_examples import show_path
-from sft_lightning.data.vision.boxes import FIELDS
+from sft_lightning.data.vision.boxes import FIELDS, ROUNDING
 from sft_lightning.data.vision.images import place_box
 
 BOX_PROBLEM = "its annotation"  # how the sentence about the boxes of an image begins, and what it says of each fault
@@ -112,7 +112,7 @@ class Objects:
         placed = clip_corners(self.in_pixels(sides), sides) * factor + shift
         seen = clip_corners(placed, (size, size))
         areas = _measure_areas(seen)
-        kept = (areas > 0) & (areas >= least * _measure_areas(placed))
+        kept = (areas > 0) & (areas >= least * ROUNDING * _measure_areas(placed))
         rows = np.concatenate([self.classes[:, None], seen, self.ignored[:, None]], 1)[kept]
         return torch.from_numpy(rows.astype(np.float32))
 

@@ -176,6 +176,7 @@ def test_voc_has_splits_and_difficult_objects(tmp_path: Path) -> None:
         (make_voc(hard=2), "object 1, 'dog', has '2' as difficult: give 0 or 1"),
         (make_voc().replace("<name>dog</name>", ""), "object 1 has no name"),
         (make_voc()[:-5], "it is not XML"),
+        (f"<?xml version='1.0' encoding='none'?>{make_voc()}", "it is not XML"),
         (make_voc(width="wide"), "its size is not a number"),
         (f"<!DOCTYPE a [<!ENTITY x 'y'>]>{make_voc()}", r"it declares a document type \(<!DOCTYPE>\)"),
     ],
