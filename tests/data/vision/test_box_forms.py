@@ -176,6 +176,7 @@ def test_voc_has_splits_and_difficult_objects(tmp_path: Path) -> None:
         (make_voc(hard=2), "object 1, 'dog', has '2' as difficult: give 0 or 1"),
         (make_voc().replace("<name>dog</name>", ""), "object 1 has no name"),
         (make_voc()[:-5], "it is not XML"),
+        (f"<?xml version='1.0' encoding='none'?>{make_voc()}", "it is not XML"),
         (make_voc(width="wide"), "its size is not a number"),
         (f"<!DOCTYPE a [<!ENTITY x 'y'>]>{make_voc()}", r"it declares a document type \(<!DOCTYPE>\)"),
     ],
@@ -378,3 +379,15 @@ def test_all_forms_give_the_same_batches(tmp_path: Path) -> None:
         rows[form] = {name: objects_of(data.read_pair("val", k)[1]) for k, name in enumerate(names)}
     assert rows[""]
     assert all(one == rows[""] for one in rows.values())
+
+
+def test_a_parquet_table_is_read_alike(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    table = write_table(tmp_path, ROWS)
+    lines = [line.split(",") for line in table.read_text().split()]
+    columns: dict[str, list[Any]] = {name: [row[k] or None for row in lines[1:]] for k, name in enumerate(lines[0])}
+    for corner in ("x1", "y1", "x2", "y2"):
+        columns[corner] = [None if cell is None else float(cell) for cell in columns[corner]]
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "boxes.parquet")
+    assert contents(tmp_path / "boxes.parquet") == contents(table)
