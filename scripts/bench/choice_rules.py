@@ -2,8 +2,8 @@
 
     python scripts/bench/choice_rules.py --sources FOLDER ... --weights FILE \
         --out scripts/bench/results/choice_rules.json
-    python scripts/bench/choice_rules.py --sources r8.csv glosses.csv --backbone hf/FOLDER --labels 4 8 --seeds 0 1 2 3 4 \
-        --out scripts/bench/results/choice_rules_texts.json
+    python scripts/bench/choice_rules.py --sources r8.csv glosses.csv --backbone hf/FOLDER --labels 4 8 \
+        --seeds 0 1 2 3 4 --out scripts/bench/results/choice_rules_texts.json
 
 Each FOLDER has one folder of images for each class; tables are those of `text_sets.py` and `wordnet_glosses.py`. In
 each draw, `--labels` examples of each class are labeled, and the others (of texts, 6,000 at most) are the pool. The
@@ -13,7 +13,8 @@ in `solve`, trained on all labels, and judged on the pool, whose labels are know
 
 Rules: the recipe with the best `accuracy`, with the least `log loss` or `Brier` score of probabilities at the
 temperature that suits them (one number for each recipe, fitted to the same held-out probabilities), or with the best
-accuracy and of equal ones the least log loss (`tie`). `default` takes smoothed regression on the network unless the
+accuracy and of equal ones the least log loss (`tie`). `prior` adds to the accuracy of recipes on features what a prior
+of 10 points over pixels, with a deviation of 10 points, is worth beside these labels. `default` takes smoothed regression on the network unless the
 best is ahead of it by more than one standard error, and `weighted` does so with labels that count as their class is
 frequent in the pool, where that differs by a quarter: the rule of `solve`. `best` is the accuracy of the recipe that is
 best on the pool, `mean` that of a recipe by chance, and `regression` that of logistic regression on the network.
@@ -54,7 +55,8 @@ from sft_lightning.study.judge import choose, choose_recipe, estimate_chosen
 from sft_lightning.transfer.candidates import Candidate
 
 SIDE, MOST_TEXTS, NOISE = 96, 6000, 0.02
-RULES = ("accuracy", "log loss", "Brier", "tie", "default", "weighted")
+ADVANTAGE, DEVIATION = 0.1, 0.1
+RULES = ("accuracy", "log loss", "Brier", "tie", "prior", "default", "weighted")
 
 
 def write_texts(table: Path, each: int, seed: int, out: Path) -> tuple[Path, dict[str, str]]:
@@ -144,7 +146,11 @@ def run_draw(table: Path, classes: dict[str, str], candidate: Candidate, folder:
     trials.judge_start(starts.load_start(candidate, source, 0 if candidate.image_size else math.inf))
     truth = [measure_truth(result, source, classes) for result in trials.results]
     scores = [score(result.probabilities, source.labels) for result in trials.results]
-    chosen = {rule: truth[choose([one[rule] for one in scores])] for rule in RULES[:4]}
+    for result, one in zip(trials.results, scores, strict=True):
+        p = one["accuracy"]
+        variance = 1.25 * p * (1 - p) / len(source.labels)
+        one["prior"] = p + (ADVANTAGE * variance / DEVIATION**2 if result.space.is_network else 0.0)
+    chosen = {rule: truth[choose([one[rule] for one in scores])] for rule in RULES[:5]}
     correct = np.stack([result.scores for result in trials.results])
     every = range(len(trials.results))
     default = trials.find_default(every)
