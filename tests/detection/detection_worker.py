@@ -30,8 +30,8 @@ def train(name: str, devices: int, folder: Path) -> dict[str, Any]:
     RetinaNet averages its losses over images, each divided by its own objects, which any number of processes can do.
     """
     torch.manual_seed(0)
-    data = FixedViews(str(folder), num_labels=12, test_size=0, batch_size=4 // devices, image_size=64, steps_per_epoch=3,
-                      num_workers=0, eval_batch_size=2)  # fmt: skip
+    data = FixedViews(str(folder), num_labels=12, test_size=0, batch_size=4 // devices, image_size=64,
+                      steps_per_epoch=3, num_workers=0, eval_batch_size=2)  # fmt: skip
     settings: dict[str, Any] = {"backbone": "resnet8", "num_classes": 2, "input_spec": (3, 64, 64)}
     settings |= {"detector": "retinanet", "width": 32, "norm_stats": "weights", "max_detections": 20}
     settings |= {"optimizer": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9), "score_threshold": 0.01}
