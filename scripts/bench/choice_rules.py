@@ -14,12 +14,13 @@ in `solve`, trained on all labels, and judged on the pool, whose labels are know
 Rules: the recipe with the best `accuracy`, with the least `log loss` or `Brier` score of probabilities at the
 temperature that suits them (one number for each recipe, fitted to the same held-out probabilities), or with the best
 accuracy and of equal ones the least log loss (`tie`). `prior` adds to the accuracy of recipes on features what a prior
-of 10 points over pixels, with a deviation of 10 points, is worth beside these labels. `default` takes smoothed regression on the network unless the
-best is ahead of it by more than one standard error, and `weighted` does so with labels that count as their class is
-frequent in the pool, where that differs by a quarter: the rule of `solve`. `best` is the accuracy of the recipe that is
-best on the pool, `mean` that of a recipe by chance, and `regression` that of logistic regression on the network.
-`below` is the number of draws in which a rule's recipe is more than 2 points below `regression`, and `holds` the share
-in which the interval that `solve` reports holds the accuracy on the pool, without and with weights.
+of 10 points over pixels, with a deviation of 10 points, is worth beside these labels. `default` takes smoothed
+regression on the network unless the best is ahead of it by more than one standard error, and `weighted` does so with
+labels that count as their class is frequent in the pool, where that differs by a quarter: the rule of `solve`. `best`
+is the accuracy of the recipe that is best on the pool, `mean` that of a recipe by chance, and `regression` that of
+logistic regression on the network. `below` is the number of draws in which a rule's recipe is more than 2 points below
+`regression`, and `holds` the share in which the interval that `solve` reports holds the accuracy on the pool, without
+and with weights.
 
 Hypotheses, written down before the first run of each: the least log loss is at least a point better than the best
 accuracy on average over the sources, and on none a point worse; `default` is below `regression` in fewer draws than

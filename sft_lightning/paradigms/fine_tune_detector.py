@@ -28,9 +28,11 @@ class FineTuneDetector(TunedBackbone, NamedClasses):
 
     Attributes:
         head: Detector without its backbone.
+        compared_by: Name and title of the metric by which studies compare detectors.
     """
 
     monitor: ClassVar[tuple[str, str]] = ("val/map", "max")
+    compared_by: ClassVar[tuple[str, str]] = ("map", "mean average precision")
     head: DetectionHead
 
     def __init__(

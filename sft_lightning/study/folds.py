@@ -71,6 +71,11 @@ def draw_folds(argv: Sequence[str], seed: int, folds: int, folder: Path) -> Draw
             f"folds is {folds}, but source {source!r} has a test split of {len(data.splits['test']):,} examples, "
             "which judges methods better: leave folds out"
         )
+    if data.target == "boxes":
+        raise InputError(
+            f"folds is {folds}, and the average precision of boxes is not a mean over examples, so that folds "
+            "cannot be pooled: give the data a test split or test_size, and leave folds out"
+        )
     labels = labeled.labels.numpy()
     groups = group_copies(labeled)
     memberships = data.labeled_memberships()

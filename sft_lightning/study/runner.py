@@ -340,7 +340,7 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
         return command(["test", "--ckpt_path", str(checkpoint), "--trainer.enable_progress_bar=false"])
 
     task = getattr(model, "task", None)
-    name, title = task.metric if isinstance(task, Task) else ("accuracy", "accuracy")
+    name, title = task.metric if isinstance(task, Task) else getattr(model, "compared_by", ("accuracy", "accuracy"))
 
     def measure(tested: SFTCLI) -> float:
         return round(float(tested.trainer.callback_metrics[f"test/{name}"]), 6)
@@ -354,6 +354,8 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
             name, title = task.example_metric
             result["test_last"] = round(statistics.fmean(result["correct"].values()), 6)
         result |= {"target": task.target, "metric": name, "metric_title": title}
+    elif name != "accuracy":
+        result |= {"target": data.target, "metric": name, "metric_title": title}
     saved = trainer.checkpoint_callback
     if isinstance(saved, RunCheckpoint) and saved.best_model_path and saved.best_model_score is not None:
         result["test_best"] = measure(evaluate(Path(saved.best_model_path)))
@@ -371,6 +373,11 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
 def _fit_baselines(cli: SFTCLI, folder: Path, has_fold: bool) -> dict[str, dict[str, float]]:
     """Return the accuracy of each baseline on the inputs, and on the features of the starting weights if any."""
     data = cli.datamodule
+<<<<<<< HEAD
+=======
+    if data.target in ("mask", "boxes"):  # which no classifier of whole examples gives
+        return {}
+>>>>>>> detection-models
     weights = RunRecord(folder).chain[-1].get("weights", "none")
     backbones: dict[str, Encoder | None] = {data.views.inputs_name: None}
     if weights != "none":

@@ -15,6 +15,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.cli.reproduce import compare_runs, read_outcome
 from sft_lightning.losses import unlabeled as strategies
 from sft_lightning.networks.weights import read_weights
+from tests.boxes import write_boxes_folder
 from tests.conftest import CONFIGS
 from tests.data.audio.recordings import write_folder as write_recordings
 from tests.paradigms.helpers import teacher
@@ -27,12 +28,13 @@ PRETRAINING = sorted((CONFIGS / "pretraining").glob("*.yaml"))
 TEXTS = sorted((CONFIGS / "text").glob("*.yaml"))
 RECORDINGS = sorted((CONFIGS / "audio").glob("*.yaml"))
 MULTI_LABEL = sorted((CONFIGS / "multi_label").glob("*.yaml"))
+DETECTION = sorted((CONFIGS / "detection").glob("*.yaml"))
 SEGMENTATION = sorted((CONFIGS / "segmentation").glob("*.yaml"))
 DISTILLATION = sorted((CONFIGS / "distillation").glob("*.yaml"))
 SHIPPED = sorted(
     [
         *(CONFIGS / "reference").glob("*.yaml"), *(CONFIGS / "quickstart").glob("*.yaml"), *STRATEGIES, *PRETRAINING,
-        *TEXTS, *RECORDINGS, *MULTI_LABEL, *SEGMENTATION,
+        *TEXTS, *RECORDINGS, *MULTI_LABEL, *SEGMENTATION, *DETECTION,
         *DISTILLATION,
     ]
 )  # fmt: skip
@@ -52,6 +54,10 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
     if config in MULTI_LABEL:
         write_topics(folder / "topics.csv", 120)
         return [f"--data.init_args.source={folder / 'topics.csv'}"]
+    if config in DETECTION:
+        source = write_boxes_folder(folder / "scenes", {"train": 8, "val": 2, "test": 2}, unlabeled=4)
+        small = ["--data.init_args.image_size=64", "--data.init_args.batch_size=2", "--model.init_args.width=32"]
+        return [f"--data.init_args.source={source}", "--model.init_args.weights=none", *small]
     if config in SEGMENTATION:
         source = write_scenes(folder / "scenes", 30, 20, size=64)
         small = ["--data.init_args.image_size=64", "--data.init_args.batch_size=2", "--data.init_args.val_size=4"]
@@ -86,6 +92,7 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
 ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "decoupled", "self_supervised")]
 ONE_OF_EACH.append(CONFIGS / "semi_supervised" / "freematch.yaml")
 LONG = {*STRATEGIES} - {CONFIGS / "semi_supervised" / f"{name}.yaml" for name in ("fixmatch", "freematch")}
+LONG |= {*DETECTION}
 LONG |= {*SEGMENTATION} - {CONFIGS / "segmentation" / "segmentation_fixmatch.yaml"}
 LONG |= {*PRETRAINING, *(set(RECORDINGS) - {CONFIGS / "audio" / "audio_softmatch.yaml"})}
 LONG |= {*(CONFIGS / "reference").glob("*resnet50*.yaml"), *(CONFIGS / "reference").glob("*fashion_mnist.yaml")}
