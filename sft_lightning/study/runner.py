@@ -373,11 +373,8 @@ def _test(cli: SFTCLI, folder: Path, has_fold: bool) -> RunResult:
 def _fit_baselines(cli: SFTCLI, folder: Path, has_fold: bool) -> dict[str, dict[str, float]]:
     """Return the accuracy of each baseline on the inputs, and on the features of the starting weights if any."""
     data = cli.datamodule
-<<<<<<< HEAD
-=======
-    if data.target in ("mask", "boxes"):  # which no classifier of whole examples gives
+    if data.target == "boxes":  # which none of them gives
         return {}
->>>>>>> detection-models
     weights = RunRecord(folder).chain[-1].get("weights", "none")
     backbones: dict[str, Encoder | None] = {data.views.inputs_name: None}
     if weights != "none":

@@ -263,16 +263,11 @@ def write_results(
 def _note_metric(metric: str, target: str, has_folds: bool) -> str:
     """Return a sentence on what stands in place of the accuracy where examples have several classes, masks or boxes."""
     if target in ("mask", "boxes"):
-        kind = "masks" if target == "mask" else "boxes"
-        return (
-<<<<<<< HEAD
-            f"Examples have masks: all figures are the {metric}. Label spreading, smoothed regression and naive "
-            "Bayes are left out, since they classify whole examples."
-=======
-            f"Examples have {kind}: all figures are the {metric}. Baselines without a network are left out, since they "
-            "classify whole examples."
->>>>>>> detection-models
-        )
+        kind, left = "masks", "Label spreading, smoothed regression and naive Bayes"
+        if target == "boxes":
+            kind, left = "boxes", "Baselines"
+        why = "since they classify whole examples"
+        return f"Examples have {kind}: all figures are the {metric}. {left} are left out, {why}."
     at = ", with the classes of a probability of at least 0.5" if has_folds else ""
     return (
         f"Examples have several classes: all figures are the {metric}{at}. Label spreading, smoothed regression and "
