@@ -119,7 +119,7 @@ def measure_truth(result: Result, source: LabeledSource, classes: dict[str, str]
         model = ComplementNaiveBayes()
     if kind == "label spreading":
         model = Whitened(LabelSpreading(), space.components)
-    model.fit(space.labeled, source.labels, space.pool if model.uses_unlabeled else None, len(names))
+    model.fit(space.labeled, source.labels, space.pool, len(names))
     predicted = torch.cat([model.predict(x) for x in torch.split(space.pool, 1000)])
     ids = source.data.splits["unlabeled"].ids
     truth = [classes[ids[i]] for i in space.pool_positions.tolist()]
