@@ -21,8 +21,8 @@ OF_IMAGES = {
     "audit/recording_checks.py",
     "report/pixel_evaluation.py", "report/pixels.py", "solver/mask_delivery.py",
     "detection/base.py", "detection/build.py", "detection/faster_rcnn.py", "detection/matching.py",
-    "detection/fcos.py", "detection/retinanet.py", "detection/pyramid.py", "detection/ssdlite.py",
-    "detection/dense.py", "export/detector.py", "report/boxes.py",
+    "detection/pyramid.py", "detection/fcos.py", "detection/retinanet.py", "detection/ssdlite.py", "detection/dense.py",
+    "export/detector.py", "report/boxes.py",
     "tasks/boundary_f1.py", "tasks/segmentation.py", "tasks/segmentation_metrics.py",
 }  # fmt: skip
 # Shapes that documentation gives as an example, and the former name of `input_spec`.

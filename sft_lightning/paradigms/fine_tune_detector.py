@@ -169,7 +169,8 @@ class FineTuneDetector(TunedBackbone, NamedClasses):
         Args:
             x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
         """
-        return self.evaluated_network()[0].forward_maps(x)[-1].mean((2, 3))
+        coarsest: Tensor = self.evaluated_network()[0].forward_maps(x)[-1]
+        return coarsest.mean((2, 3))
 
     def evaluated_network(self) -> tuple[Any, DetectionHead]:
         """Return the backbone and the head that are evaluated."""

@@ -145,7 +145,7 @@ def test_config_runs_one_batch_of_every_command(
     if not predicts:
         assert re.search(r"test/effective_rank +\d+\.\d+", caplog.text)
         return
-    assert re.search(r"test/loss +\d+\.\d+", caplog.text)
+    assert re.search(rf"test/{'map' if config in DETECTION else 'loss'} +\d+\.\d+", caplog.text)
     assert len((run / "predictions.csv").read_text().splitlines()) > 1
     assert {p.name for p in run.glob("*.yaml")} >= {"fit.yaml", "test.yaml", "predict.yaml"}
 

@@ -63,8 +63,9 @@ def assemble(encoder: Encoder, head: DetectionHead) -> nn.Module:
     if isinstance(head, FasterRCNN):
         return GeneralizedRCNN(_Whole(encoder, head.pyramid), head.rpn, head.roi, _AsTheyAre())
     assert isinstance(head, DenseHead)
-    detector: nn.Module = head.detector
+    detector: Any = head.detector
     detector.backbone, detector.transform = _Whole(encoder, head.pyramid), _AsTheyAre()
+    assert isinstance(detector, nn.Module)
     return detector
 
 

@@ -62,7 +62,7 @@ class BoxWriter(PixelWriter):
                 for column, cell in zip(columns.values(), (name, *[""] * (len(_COLUMNS) - 1)), strict=True):
                     column.append(cell)
             if self.needs_folder(pl_module):
-                shown = scores >= pl_module.drawn_score  # type: ignore[operator] # as `needs_folder` says
+                shown = scores >= pl_module.drawn_score
                 file = self.make_path(position).with_suffix(".jpg")
                 labels = [
                     f"{classes[number]} {score:.2f}"
