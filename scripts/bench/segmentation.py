@@ -59,11 +59,11 @@ def pretrain(objective: str, source: Path, size: int, seed: int) -> Path:
     return fit("start", [*words, "--trainer.accelerator=cpu"])
 
 
-def test(run: Path) -> float:
-    """Return the mean intersection over union of a run on the test split."""
+def test(run: Path, metric: str = "mean_iou") -> float:
+    """Return a metric of a run on the test split."""
     command(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
     with (run / "metrics.csv").open(newline="") as file:
-        return next(float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "test/mean_iou")
+        return next(float(row["value"]) for row in csv.DictReader(file) if row["metric"] == f"test/{metric}")
 
 
 def list_methods() -> dict[str, list[str]]:
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def summarize(ious: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the differences to `labels` of every other method, by the number of masks."""
+    """Return the differences to `labels` of every other method, by the number of annotations."""
     return {
         masks: {name: compare(values, own["labels"]) for name, values in own.items() if name != "labels"}
         for masks, own in ious.items()
