@@ -22,7 +22,7 @@ from pathlib import Path
 
 from detection_scenes import write
 from provenance import publish
-from segmentation import fit, summarize, test
+from segmentation import fit, measure, summarize
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
             for name, (model, more) in methods.items():
                 begin = time.process_time()
                 drawn = [f"--data.num_labels={count}", f"--data.seed={seed}", f"--seed_everything={seed}"]
-                value = test(fit("run", [f"--model={model}", *words, *more, *drawn]), "map")
+                value = measure(fit("run", [f"--model={model}", *words, *more, *drawn]), "map")
                 found.setdefault(f"{count} annotations", {}).setdefault(name, []).append(round(value, 4))
                 seconds[name] = round(seconds.get(name, 0) + time.process_time() - begin, 1)
                 print(count, name, value, flush=True)

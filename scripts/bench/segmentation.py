@@ -59,7 +59,7 @@ def pretrain(objective: str, source: Path, size: int, seed: int) -> Path:
     return fit("start", [*words, "--trainer.accelerator=cpu"])
 
 
-def test(run: Path, metric: str = "mean_iou") -> float:
+def measure(run: Path, metric: str) -> float:
     """Return a metric of a run on the test split."""
     command(["test", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
     with (run / "metrics.csv").open(newline="") as file:
@@ -130,12 +130,12 @@ def main() -> None:
                 if " after " in name:
                     start = pretrain(name.partition(" after ")[2], source, args.size, seed)
                     drawn.append(f"--model.weights={start}")
-                iou = test(fit("run", [words[0], *data, *words[1:], *drawn]))
+                iou = measure(fit("run", [words[0], *data, *words[1:], *drawn]), "mean_iou")
                 ious.setdefault(f"{masks} masks", {}).setdefault(name, []).append(round(iou, 4))
                 seconds[name] = round(seconds.get(name, 0) + time.process_time() - begin, 1)
         everything = ["--model=FineTuneClassifier", f"--data.seed={seed}", f"--seed_everything={seed}"]
         ious.setdefault(f"{training} masks", {}).setdefault("labels", []).append(
-            round(test(fit("run", [everything[0], *data, *everything[1:]])), 4)
+            round(measure(fit("run", [everything[0], *data, *everything[1:]]), "mean_iou"), 4)
         )
         publish(args, {"mean_iou": ious, "against_labels": summarize(ious), "cpu_seconds": seconds})
 
