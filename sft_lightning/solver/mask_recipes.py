@@ -14,6 +14,7 @@ from sft_lightning.solver.recipes import Recipe, list_folds
 from sft_lightning.tasks.pixel_samples import sample_pixels
 from sft_lightning.transfer.candidates import Candidate, load_candidate
 from sft_lightning.transfer.vectors import choose_device
+from sft_lightning.utils.errors import InputError
 
 MAX_PIXELS = 4_000  # of all masks, to which logistic regression is fitted
 BATCH, _RATIO = 8, 2  # masks of a step, and unlabeled examples for each of them
@@ -64,10 +65,14 @@ class MaskStart:
             InputError: It cannot be loaded at this size.
         """
         spec = source.data.input_spec
-        with silence_logs():
+        with silence_logs(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(source.data.request.seed)  # of random weights, which are the same in each pass
             if self.candidate is None:
                 return build_encoder(self.backbone, spec)[0]
-            return load_candidate(self.candidate, spec, spec.shape[-1], takes_masks=True)[0]
+            network = load_candidate(self.candidate, spec, spec.shape[-1], takes_masks=True)[0]
+        if network.input_spec.shape != spec.shape:
+            raise InputError(f"its weights take {network.input_spec}, and all recipes see {spec}: leave it out")
+        return network
 
 
 def make_pixel_classifier(start: MaskStart) -> Recipe:

@@ -11,6 +11,7 @@ import torch
 
 from sft_lightning.cli.lightning_cli import SFTCLI
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.data.vision.image_stats import find_largest_side
 from sft_lightning.networks.encoder import get_architecture
 from sft_lightning.networks.vision.backbones import BUILT_IN
 from sft_lightning.networks.weights import find_weights
@@ -148,8 +149,9 @@ class MaskTrials(JudgedRecipes[JudgedRecipe]):
             return
 
         def decide() -> Stage:
-            sides = [side for side in SIZES if self._predict_least(starts, side) <= self._get_time()]
-            side = max(sides, default=SIZES[0])
+            largest = find_largest_side([self.source.data.splits["labeled"]])
+            sides = [side for k, side in enumerate(SIZES) if k == 0 or SIZES[k - 1] < largest]  # others only blur them
+            side = max((one for one in sides if self._predict_least(starts, one) <= self._get_time()), default=SIZES[0])
             return Stage("size", "", self._predict_least(starts, side), {"image_size": side})
 
         side = self.plan.decide("size", decide).settings["image_size"]

@@ -245,7 +245,8 @@ class _Solver:
             for note in filter(None, (check_knowledge(one, self.source) for one in candidates)):
                 self.report(f"note:     {note}")
             for one in candidates:  # fetched and built once, so that none is refused after minutes
-                load_candidate(one, self.source.data.input_spec, self.source.given_size)
+                takes_masks = self.source.data.target == "mask"
+                load_candidate(one, self.source.data.input_spec, self.source.given_size, takes_masks)
         for line in describe_starts(found, candidates is None, self.source.modality):
             self.report(line)
         return found

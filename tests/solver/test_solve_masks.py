@@ -283,3 +283,39 @@ def test_colors_of_masks_and_a_start_are_named_on_the_command_line(
     summary = json.loads(Path("lightning_logs/solve/d/summary.json").read_text())
     assert {*summary["recipes"]} == {NAMES[0], "logistic regression on resnet8 (random)"}
     assert "8 masks of 3 classes (rest " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_size_follows_from_the_time_and_the_files(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scenes(Path("d"), 6, size=120)
+    monkeypatch.setattr("sft_lightning.solver.deliver.EXPORTS", {})
+    monkeypatch.setattr(mask_trials, "plan_halving", lambda *given: (0, 0))
+    monkeypatch.setattr(mask_trials, "measure_seconds", lambda network, learns: 0.001)
+
+    def choose(name: str, minutes: float) -> str:
+        plan = json.loads((solve("d", minutes=minutes, candidates="none", name=name).folder / "plan.json").read_text())
+        (stage,) = [one for one in plan["stages"] if one["name"] == "size"]
+        return str(stage["settings"]["image_size"])
+
+    assert choose("long", 500) == "128"  # beyond it, files of 120 pixels would only be enlarged
+    assert choose("short", 0.1) == "64"
+
+
+@pytest.mark.slow
+def test_a_network_of_other_masks_may_be_a_start(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, cli_error: Callable[..., str]
+) -> None:
+    write_scenes(Path("other"), 8, start=100)
+    write_scenes(Path("d"), 6)
+    words = ["--data=SegmentationDataModule", "--data.source=other", "--data.image_size=32", "--data.val_size=0"]
+    words += ["--data.test_size=0", "--data.steps_per_epoch=1", "--trainer.max_epochs=1", "--model=FineTuneClassifier"]
+    words += ["--model.backbone=resnet8", "--model.optimizer=AdamW", "--run_name=seg", "--trainer.accelerator=cpu"]
+    assert main(["fit", *words]) == 0
+    monkeypatch.setattr("sft_lightning.solver.deliver.EXPORTS", {})
+    monkeypatch.setattr(mask_trials, "plan_halving", lambda *given: (0, 0))
+    run = "lightning_logs/seg/version_0"
+    start = ["--candidates", run, "--image_size=32", "--minutes=50"]
+    assert main(["solve", "d", *start]) == 0
+    summary = json.loads(Path("lightning_logs/solve/d/summary.json").read_text())
+    assert f"logistic regression on {run}" in summary["recipes"]
+    assert "has learned 8 of these labels" in cli_error("solve", "other", *start)

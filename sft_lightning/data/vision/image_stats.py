@@ -229,22 +229,38 @@ def find_small_shape(splits: Sequence[Split], largest: int) -> tuple[int, int] |
         splits: Splits of files.
         largest: Largest side in pixels.
     """
+    if not all(isinstance(split.part.storage, EncodedImages) for split in splits):
+        return None
     sizes, are_gray = set(), True
+    for header in _iterate_headers(splits):
+        sizes.add((header.width, header.height))
+        are_gray = are_gray and is_gray_mode(header.mode)
+        if len(sizes) > 1:
+            return None
+    width, height = sizes.pop() if sizes else (0, 1)
+    return (1 if are_gray else 3, width) if width == height <= largest else None
+
+
+def find_largest_side(splits: Sequence[Split]) -> int:
+    """Return the longest side of image files in pixels, by the headers of at most 1,000 of each split; 0 without any.
+
+    Args:
+        splits: Splits of files.
+    """
+    return max((max(header.width, header.height) for header in _iterate_headers(splits)), default=0)
+
+
+def _iterate_headers(splits: Sequence[Split]) -> Iterator[Header]:
+    """Yield the headers of at most 1,000 files of each split that holds files."""
     for split in splits:
         images = split.part.storage
         if not isinstance(images, EncodedImages):
-            return None
+            continue
         for index in list(split.indices)[:: -(-len(split) // _HEADERS) or 1]:
             try:
-                header = _read_header(images.file(index))
+                yield _read_header(images.file(index))
             except OSError:  # `setup` reports the file
                 continue
-            sizes.add((header.width, header.height))
-            are_gray = are_gray and is_gray_mode(header.mode)
-            if len(sizes) > 1:
-                return None
-    width, height = sizes.pop() if sizes else (0, 1)
-    return (1 if are_gray else 3, width) if width == height <= largest else None
 
 
 def _is_transparent(file: Image.Image) -> bool:
