@@ -126,9 +126,10 @@ def test_wrong_folders_of_yolo_are_named(tmp_path: Path) -> None:
 # --- Pascal VOC
 
 VOC = """<annotation><filename>a.png</filename><size><width>{width}</width><height>50</height><depth>3</depth></size>
-<object><name>dog</name><truncated>1</truncated><difficult>{hard}</difficult>
-<bndbox><xmin>{xmin}</xmin><ymin>6</ymin><xmax>40</xmax><ymax>15</ymax></bndbox>
-<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>
+<object><name>dog</name>
+<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>
+<truncated>1</truncated><difficult>{hard}</difficult>
+<bndbox><xmin>{xmin}</xmin><ymin>6</ymin><xmax>40</xmax><ymax>15</ymax></bndbox></object>
 </annotation>"""
 
 
@@ -326,6 +327,11 @@ def test_what_a_form_cannot_hold_is_said(tmp_path: Path, capsys: pytest.CaptureF
     change(folder / "annotations/instances_train.json", lambda c: c["categories"].append({"id": 9, "name": "cow"}))
     assert main(["convert-boxes", str(folder), str(tmp_path / "y"), "--to", "yolo"]) == 0
     assert "1 object(s) that evaluation ignores are left out: YOLO has no mark for them." in capsys.readouterr().out
+    counts = {
+        form: len(contents(source)["train"]["s000.png"] or ())
+        for form, source in (("coco", folder), ("yolo", tmp_path / "y"))
+    }
+    assert counts["yolo"] == counts["coco"] - 1
     assert main(["convert-boxes", str(folder), str(tmp_path / "v"), "--to", "voc"]) == 0
     assert "no object has the class 'cow', which VOC then does not name." in capsys.readouterr().out
     assert main(["convert-boxes", str(folder), str(tmp_path / "v"), "--to", "voc"]) == 2

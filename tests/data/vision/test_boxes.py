@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sft_lightning import DetectionDataModule, WeakView
 from sft_lightning.data.vision.box_storage import BoxedImages
+from sft_lightning.data.vision.open_boxes import open_box_source
 from sft_lightning.utils.errors import InputError
 from tests.boxes import CLASSES, make_annotation, make_boxes_scene, write_boxes_folder
 
@@ -61,6 +62,9 @@ def test_boxes_of_coco_as_networks_see_them(tmp_path: Path) -> None:
         assert batch.y.shape == (len(batch.x), max(counts), 6)
         assert batch.y.dtype == torch.float32
         assert data.name_targets(batch.y) == ["boxes"] * len(batch.x)
+    hidden = opened(tmp_path / "d", num_labels=2)
+    raw = next(hidden._stream("unlabeled", hidden.splits["unlabeled"], train=True).batches(0, 1))
+    assert isinstance(raw.inputs, Tensor)  # boxes of unlabeled images are not read
     made = [make_boxes_scene(k)[1] for k in range(6)]
     assert data.labeled_counts().tolist() == [sum(n == k for one in made for n, _ in one) for k in (0, 1)]
 
@@ -326,6 +330,7 @@ def test_splits_may_share_a_folder_but_not_an_image(tmp_path: Path) -> None:
         for path in (folder / "images" / split).iterdir():
             path.rename(folder / "images" / path.name)
         (folder / "images" / split).rmdir()
+    assert len(open_box_source(str(folder)).load()["unlabeled"]) == 3
     data = opened(folder)
     assert {name: len(split) for name, split in data.splits.items()} == {
         "labeled": 4, "unlabeled": 3, "val": 2, "test": 2,
