@@ -30,7 +30,7 @@ from terminal import discard_terminal_output
 from torch import nn
 from torch.nn import functional as F
 
-from sft_lightning import FineTuneClassifier
+from sft_lightning import FineTuneClassifier, FineTuneDetector
 from sft_lightning.cli.lightning_cli import SFTCLI, run
 from sft_lightning.study.statistics import confidence_interval
 
@@ -46,7 +46,7 @@ class EpochStarts(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the networks."""
-        assert isinstance(pl_module, FineTuneClassifier)
+        assert isinstance(pl_module, FineTuneClassifier | FineTuneDetector)
         self.times, self.networks = [], deepcopy((pl_module.backbone, pl_module.head))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
