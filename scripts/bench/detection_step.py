@@ -3,8 +3,8 @@
     python scripts/bench/detection_step.py --out scripts/bench/results/detection_step.json
 
 As `segmentation_step.py`, on composed scenes with boxes (`detection_scenes.py`) and with FCOS. The plain loop has
-copies of backbone and head, reads the same PNG files with Pillow, mirrors images and boxes, and takes the sum of torchvision's
-losses. Whether a box stays visible, and which evaluation ignores, it does not ask.
+copies of backbone and head, reads the same PNG files with Pillow, mirrors images and boxes, and takes the sum of
+torchvision's losses. Whether a box stays visible, and which evaluation ignores, it does not ask.
 """
 
 from pathlib import Path
