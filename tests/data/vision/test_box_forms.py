@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sft_lightning import DetectionDataModule, ImageDataModule, SegmentationDataModule
@@ -397,3 +398,21 @@ def test_a_parquet_table_is_read_alike(tmp_path: Path) -> None:
         columns[corner] = [None if cell is None else float(cell) for cell in columns[corner]]
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "boxes.parquet")
     assert contents(tmp_path / "boxes.parquet") == contents(table)
+
+
+def test_boxes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+    folder = write_yolo_folder(tmp_path / "d", "0 0.25 0.8 0.3 0.3\n")
+    image = Image.new("RGB", (100, 50))  # turned right by a viewer: 50 x 100
+    image.paste((255, 255, 255), (65, 30, 95, 45))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(folder / "images/train/a.jpg", exif=exif, quality=100)
+    (folder / "images/train/a.png").unlink()
+    data = opened(folder, val_size=0, test_size=0, background=(0, 0, 0))
+    position = [data.splits["labeled"].part.ids[i] for i in data.splits["labeled"].indices].index("images/train/a.jpg")
+    x, y = data.read_pair("labeled", position)
+    rows, columns = ((x[0] > 0.5).any(axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
+    box = y[0, 1:5]
+    assert (box - torch.tensor([columns[0], rows[0], columns[1] + 1, rows[1] + 1])).abs().max() <= 1
+    back = data.original_boxes("labeled", [position], box[None, None])
+    assert (back[0, 0] - torch.tensor([5.0, 65, 20, 95])).abs().max() < 1e-3
