@@ -28,6 +28,6 @@ def read_xml(path: Path) -> Element:
     parser.CharacterDataHandler = lambda text: builder.data(text)
     try:
         parser.Parse(path.read_bytes(), True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # of an unknown encoding
         raise ValueError(f"it is not XML ({error})") from error
     return builder.close()

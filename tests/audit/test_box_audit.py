@@ -70,6 +70,8 @@ def test_what_is_wrong_with_boxes_is_listed(workdir: Path, capsys: pytest.Captur
     assert any("s021" in str(one["examples"]) and "test" in name for name, one in findings.items())
     assert content["contaminated"]
     assert content["splits"] == {"labeled": 9, "unlabeled": 3, "val": 4, "test": 4}
+    counted = sum(sum(own.values()) for own in content["classes"].values())  # without the crowd
+    assert content["files"]["objects"]["count"] == counted
     assert "fit stops at the first (on_bad_image: raise): give x1 < x2 and y1 < y2" in text
     assert "of boxes are not judged" in text
     assert "Objects of the class, and in brackets the images that show some" in text

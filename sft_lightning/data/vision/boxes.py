@@ -15,6 +15,7 @@ from sft_lightning.utils.transfer import to_device
 PADDING = -1.0  # class of the rows that fill up the boxes of an image
 UNKNOWN = -2.0  # class of all rows of an image without an annotation
 FIELDS = 6
+ROUNDING = 1 - 1e-4  # of the share of an object that has to be seen
 
 
 def pad_boxes(boxes: Sequence[Tensor], rows: int | None = None) -> Tensor:
@@ -80,7 +81,7 @@ def clip_boxes(y: Tensor, sides: Sequence[float], least: float, seen: Tensor | N
     boxes, share = _clip(y[..., 1:5], sides)
     share = share if seen is None else share * seen
     is_object = y[..., 0] >= 0
-    is_lost = is_object & ((share <= 0) | (share < least))
+    is_lost = is_object & ((share <= 0) | (share < least * ROUNDING))
     kept = torch.cat([y[..., :1], boxes * is_object[..., None], y[..., 5:]], -1)
     padding = torch.zeros(FIELDS, dtype=y.dtype, device=y.device)
     padding[0] = PADDING
@@ -92,8 +93,8 @@ def clip_boxes(y: Tensor, sides: Sequence[float], least: float, seen: Tensor | N
 def _clip(boxes: Tensor, sides: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Return boxes (..., 4) within an image, and the share of the area of each that is in it."""
     height, width = sides
-    limits = torch.tensor([width, height, width, height], dtype=boxes.dtype, device=boxes.device)
-    clipped = torch.minimum(boxes.clamp(min=0), limits)
+    across, down = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    clipped = torch.stack([across, down], -1).flatten(-2)
     return clipped, compute_areas(clipped) / compute_areas(boxes).clamp(min=1e-12)
 
 

@@ -67,8 +67,9 @@ def _read_objects(file: Path, image: ListedImage, numbers: Mapping[int, int]) ->
             return refuse_objects(file, problem, image.sides)
         try:
             rows.append((numbers[one["category_id"]], _read_box(one), bool(int(one.get("iscrowd", 0)))))
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"{name} has no bbox of four numbers [x, y, width, height] ({type(error).__name__}: {error})"
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            what = f"{type(error).__name__}: {error}"
+            problem = f"{name} needs a bbox of four numbers, [x, y, width, height], and iscrowd of 0 or 1 ({what})"
             return refuse_objects(file, problem, image.sides)
     return make_objects(file, rows, image.sides)
 

@@ -46,7 +46,7 @@ class CocoFiles:
         files: JSON of each split; one by itself is `train`.
         categories: Name of each category by its number, the same in all splits.
         listed: Images of each split, in the order of the JSON.
-        others: Images beside those of `train` that its JSON does not list.
+        others: Images beside those of `train` that no JSON lists.
         folder: Folder that names of images are relative to.
     """
 
@@ -73,15 +73,23 @@ class CocoFiles:
                         "give each category one name"
                     )
         self.listed: dict[str, list[ListedImage]] = {}
-        self.others: list[Path] = []
+        folders = {
+            split: _find_images(self.files[split], content["images"], root) for split, content in contents.items()
+        }
+        place: dict[Path, str] = {}
         for split, content in contents.items():
-            folder, annotations = _find_images(self.files[split], content["images"], root), content["annotations"]
+            annotations = content["annotations"]
             self.listed[split] = [
-                ListedImage(folder / image["file_name"], image, annotations.get(image["id"], ()))
+                ListedImage(folders[split] / image["file_name"], image, annotations.get(image["id"], ()))
                 for image in content["images"]
             ]
-            if split == "train":
-                self.others = _list_others(folder, {one.path for one in self.listed[split]})
+            for one in self.listed[split]:
+                if (other := place.setdefault(one.path, split)) != split:
+                    raise InputError(
+                        f"'{show_path(self.files[other])}' and '{show_path(self.files[split])}' both list the image "
+                        f"'{show_path(one.path)}': leave it in one split"
+                    )
+        self.others = _list_others(folders["train"], {*place}) if "train" in folders else []
 
     @property
     def class_names(self) -> list[str]:
@@ -123,15 +131,22 @@ def _read_coco(file: Path) -> dict[str, Any]:
     where, content = f"'{show_path(file)}'", read_json(file, "give a JSON of COCO")
     try:
         images = [_read_image(one) for one in content["images"]]
-        categories = {int(one["id"]): str(one["name"]) for one in content["categories"]}
+        listed = [(int(one["id"]), str(one["name"])) for one in content["categories"]]
         annotations: dict[Any, list[dict[str, Any]]] = {}
         for one in content["annotations"]:
             annotations.setdefault(one["image_id"], []).append({**one, "category_id": int(one["category_id"])})
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{where} is not an annotation of COCO ({type(error).__name__}: {error}): it needs images, annotations and "
             "categories"
         ) from error
+    categories = dict(listed)
+    for number, name in listed:
+        if categories[number] != name:
+            raise InputError(
+                f"{where} gives the number {number} to the categories {name!r} and {categories[number]!r}: give each "
+                "its own"
+            )
     for name, count in Counter(image["file_name"] for image in images).items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"{where} lists the image {name!r}, which leads out of its folder: give a name inside it")
@@ -156,8 +171,9 @@ def _read_coco(file: Path) -> dict[str, Any]:
 
 
 def _read_image(one: Mapping[str, Any]) -> dict[str, Any]:
+    hash(one["id"])  # a TypeError where it cannot be one
     sides = {key: int(one[key]) for key in ("width", "height") if key in one}
-    return {**one, "id": one["id"], "file_name": str(one["file_name"]), **sides}
+    return {**one, "id": one["id"], "file_name": Path(str(one["file_name"])).as_posix(), **sides}
 
 
 def _find_images(file: Path, images: Sequence[Mapping[str, Any]], root: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sft_lightning.data.bad_examples import show_path
-from sft_lightning.data.vision.boxes import FIELDS, clip_boxes
+from sft_lightning.data.vision.boxes import FIELDS, ROUNDING
 from sft_lightning.data.vision.images import place_box
 
 BOX_PROBLEM = "its annotation"  # how the sentence about the boxes of an image begins, and what it says of each fault
@@ -109,10 +109,12 @@ class Objects:
         if inner[0] >= inner[2] or inner[1] >= inner[3]:  # a crop of the border that `pad` adds
             return torch.zeros(0, FIELDS)
         factor, shift = _scale(sides, size, box)
-        corners = clip_corners(self.in_pixels(sides), sides) * factor + shift
-        rows = np.concatenate([self.classes[:, None], corners, self.ignored[:, None]], 1)
-        placed = clip_boxes(torch.from_numpy(rows).float(), (size, size), least)
-        return placed[placed[:, 0] >= 0]
+        placed = clip_corners(self.in_pixels(sides), sides) * factor + shift
+        seen = clip_corners(placed, (size, size))
+        areas = _measure_areas(seen)
+        kept = (areas > 0) & (areas >= least * ROUNDING * _measure_areas(placed))
+        rows = np.concatenate([self.classes[:, None], seen, self.ignored[:, None]], 1)[kept]
+        return torch.from_numpy(rows.astype(np.float32))
 
 
 def place_back(boxes: Tensor, sides: tuple[int, int], size: int, box: tuple[float, float, float, float]) -> Tensor:

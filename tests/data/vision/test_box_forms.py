@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sft_lightning import DetectionDataModule, ImageDataModule, SegmentationDataModule
@@ -126,9 +127,10 @@ def test_wrong_folders_of_yolo_are_named(tmp_path: Path) -> None:
 # --- Pascal VOC
 
 VOC = """<annotation><filename>a.png</filename><size><width>{width}</width><height>50</height><depth>3</depth></size>
-<object><name>dog</name><truncated>1</truncated><difficult>{hard}</difficult>
-<bndbox><xmin>{xmin}</xmin><ymin>6</ymin><xmax>40</xmax><ymax>15</ymax></bndbox>
-<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>
+<object><name>dog</name>
+<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>
+<truncated>1</truncated><difficult>{hard}</difficult>
+<bndbox><xmin>{xmin}</xmin><ymin>6</ymin><xmax>40</xmax><ymax>15</ymax></bndbox></object>
 </annotation>"""
 
 
@@ -176,6 +178,7 @@ def test_voc_has_splits_and_difficult_objects(tmp_path: Path) -> None:
         (make_voc(hard=2), "object 1, 'dog', has '2' as difficult: give 0 or 1"),
         (make_voc().replace("<name>dog</name>", ""), "object 1 has no name"),
         (make_voc()[:-5], "it is not XML"),
+        (f"<?xml version='1.0' encoding='none'?>{make_voc()}", "it is not XML"),
         (make_voc(width="wide"), "its size is not a number"),
         (f"<!DOCTYPE a [<!ENTITY x 'y'>]>{make_voc()}", r"it declares a document type \(<!DOCTYPE>\)"),
     ],
@@ -325,6 +328,11 @@ def test_what_a_form_cannot_hold_is_said(tmp_path: Path, capsys: pytest.CaptureF
     change(folder / "annotations/instances_train.json", lambda c: c["categories"].append({"id": 9, "name": "cow"}))
     assert main(["convert-boxes", str(folder), str(tmp_path / "y"), "--to", "yolo"]) == 0
     assert "1 object(s) that evaluation ignores are left out: YOLO has no mark for them." in capsys.readouterr().out
+    counts = {
+        form: len(contents(source)["train"]["s000.png"] or ())
+        for form, source in (("coco", folder), ("yolo", tmp_path / "y"))
+    }
+    assert counts["yolo"] == counts["coco"] - 1
     assert main(["convert-boxes", str(folder), str(tmp_path / "v"), "--to", "voc"]) == 0
     assert "no object has the class 'cow', which VOC then does not name." in capsys.readouterr().out
     assert main(["convert-boxes", str(folder), str(tmp_path / "v"), "--to", "voc"]) == 2
@@ -378,3 +386,33 @@ def test_all_forms_give_the_same_batches(tmp_path: Path) -> None:
         rows[form] = {name: objects_of(data.read_pair("val", k)[1]) for k, name in enumerate(names)}
     assert rows[""]
     assert all(one == rows[""] for one in rows.values())
+
+
+def test_a_parquet_table_is_read_alike(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    table = write_table(tmp_path, ROWS)
+    lines = [line.split(",") for line in table.read_text().split()]
+    columns: dict[str, list[Any]] = {name: [row[k] or None for row in lines[1:]] for k, name in enumerate(lines[0])}
+    for corner in ("x1", "y1", "x2", "y2"):
+        columns[corner] = [None if cell is None else float(cell) for cell in columns[corner]]
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "boxes.parquet")
+    assert contents(tmp_path / "boxes.parquet") == contents(table)
+
+
+def test_boxes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+    folder = write_yolo_folder(tmp_path / "d", "0 0.25 0.8 0.3 0.3\n")
+    image = Image.new("RGB", (100, 50))  # turned right by a viewer: 50 x 100
+    image.paste((255, 255, 255), (65, 30, 95, 45))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(folder / "images/train/a.jpg", exif=exif, quality=100)
+    (folder / "images/train/a.png").unlink()
+    data = opened(folder, val_size=0, test_size=0, background=(0, 0, 0))
+    position = [data.splits["labeled"].part.ids[i] for i in data.splits["labeled"].indices].index("images/train/a.jpg")
+    x, y = data.read_pair("labeled", position)
+    rows, columns = ((x[0] > 0.5).any(axis).nonzero()[[0, -1], 0].tolist() for axis in (1, 0))
+    box = y[0, 1:5]
+    assert (box - torch.tensor([columns[0], rows[0], columns[1] + 1, rows[1] + 1])).abs().max() <= 1
+    back = data.original_boxes("labeled", [position], box[None, None])
+    assert (back[0, 0] - torch.tensor([5.0, 65, 20, 95])).abs().max() < 1e-3

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sft_lightning import DetectionDataModule, WeakView
 from sft_lightning.data.vision.box_storage import BoxedImages
+from sft_lightning.data.vision.open_boxes import open_box_source
 from sft_lightning.utils.errors import InputError
 from tests.boxes import CLASSES, make_annotation, make_boxes_scene, write_boxes_folder
 
@@ -61,6 +62,9 @@ def test_boxes_of_coco_as_networks_see_them(tmp_path: Path) -> None:
         assert batch.y.shape == (len(batch.x), max(counts), 6)
         assert batch.y.dtype == torch.float32
         assert data.name_targets(batch.y) == ["boxes"] * len(batch.x)
+    hidden = opened(tmp_path / "d", num_labels=2)
+    raw = next(hidden._stream("unlabeled", hidden.splits["unlabeled"], train=True).batches(0, 1))
+    assert isinstance(raw.inputs, Tensor)  # boxes of unlabeled images are not read
     made = [make_boxes_scene(k)[1] for k in range(6)]
     assert data.labeled_counts().tolist() == [sum(n == k for one in made for n, _ in one) for k in (0, 1)]
 
@@ -153,8 +157,13 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no area": (lambda c: c["annotations"][0].update(bbox=[7, 10, 0, 9]), "without an area: give x1 < x2 and y1 < y2"),
     "negative": (lambda c: c["annotations"][0].update(bbox=[7, 10, -3, 9]), "without an area"),
     "nan": (lambda c: c["annotations"][0].update(bbox=[7, float("nan"), 3, 9]), "a corner that is not a number"),
-    "three numbers": (lambda c: c["annotations"][0].update(bbox=[7, 3, 9]), "annotation 0 has no bbox of four numbers"),
-    "no box": (lambda c: c["annotations"][0].pop("bbox"), r"annotation 0 has no bbox of four .*KeyError: 'bbox'"),
+    "three numbers": (
+        lambda c: c["annotations"][0].update(bbox=[7, 3, 9]),
+        "annotation 0 needs a bbox of four numbers",
+    ),
+    "no box": (lambda c: c["annotations"][0].pop("bbox"), r"annotation 0 needs a bbox of four .*KeyError: 'bbox'"),
+    "crowd": (lambda c: c["annotations"][0].update(iscrowd="no"), "needs a bbox of .* and iscrowd of 0 or 1"),
+    "infinite": (lambda c: c["annotations"][0].update(bbox=[7, 1e999, 3, 9]), "a corner that is not a number"),
     "class": (lambda c: c["annotations"][0].update(category_id=99), "the category 99, which categories does not list"),
     "sizes": (lambda c: c["images"][0].update(width=65), "is of an image of 65 x 64 pixels, and the file has 64 x 64"),
 }
@@ -177,8 +186,13 @@ def test_what_is_wrong_with_an_annotation_is_named_or_skipped(tmp_path: Path, na
     [
         (lambda c: c["annotations"][0].update(image_id=77), r"has annotation 0 of the image 77, which images does not"),
         (lambda c: c["images"].append({**c["images"][0], "id": 9}), r"lists the image 's000.png' twice"),
+        (lambda c: c["images"][1].update(file_name="./s000.png"), r"lists the image 's000.png' twice"),
         (lambda c: c["images"][0].update(id=1), r"gives the id 1 to the images 's000.png' and 's001.png'"),
         (lambda c: c["images"][0].update(width="wide"), r"is not an annotation of COCO \(ValueError"),
+        (lambda c: c["images"][0].update(width=1e999), r"is not an annotation of COCO \(OverflowError"),
+        (lambda c: c["images"][0].update(id=[1]), r"is not an annotation of COCO \(TypeError"),
+        (lambda c: c.update(annotations=["box"]), r"is not an annotation of COCO \(TypeError"),
+        (lambda c: c["categories"][0].update(id=4), r"gives the number 4 to the categories 'square' and 'disc'"),
         (lambda c: c["categories"][0].update(name="disc"), r"the class 'disc' is listed twice"),
     ],
 )
@@ -308,3 +322,32 @@ def test_predicted_boxes_go_back_to_files_of_any_size(tmp_path: Path) -> None:
     whole = torch.tensor([[[16.0, 0, 48, 64]], [[0, 64 / 3, 64, 128 / 3]]])
     found = data.original_boxes(data.open_predicted(), batch.indices, whole)
     assert (found - torch.tensor([[[0.0, 0, 40, 80]], [[0, 0, 300, 100]]])).abs().max() < 3
+
+
+def test_splits_may_share_a_folder_but_not_an_image(tmp_path: Path) -> None:
+    folder = write_boxes_folder(tmp_path / "d", {"train": 4, "val": 2, "test": 2}, unlabeled=3)
+    for split in ("train", "val", "test"):
+        for path in (folder / "images" / split).iterdir():
+            path.rename(folder / "images" / path.name)
+        (folder / "images" / split).rmdir()
+    assert len(open_box_source(str(folder)).load()["unlabeled"]) == 3
+    data = opened(folder)
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "labeled": 4, "unlabeled": 3, "val": 2, "test": 2,
+    }  # fmt: skip
+    change(folder / "annotations/instances_test.json", lambda c: c["images"][0].update(file_name="s001.png"))
+    with pytest.raises(InputError, match=r"test.json' and '.*train.json' both list the image '.*s001.png': leave it"):
+        opened(folder)
+
+
+def test_objects_at_the_border_are_whole(tmp_path: Path) -> None:
+    folder = write_boxes_folder(tmp_path / "d", {"train": 2, "val": 1, "test": 1}, size=70)
+    change(
+        folder / "annotations/instances_train.json", lambda c: c["annotations"][0].update(bbox=[3.3, 1 / 3, 66.7, 69.4])
+    )
+    data = opened(folder, min_visible=1.0, weak_view=WeakView(flip=True))
+    assert sum(len(objects_of(data.read_pair("labeled", k)[1])) for k in range(2)) == data.labeled_counts().sum()
+    stream = data._stream("labeled", data.splits["labeled"], train=True)
+    for raw in stream.batches(0, 8):
+        batch = data.on_after_batch_transfer({"labeled": raw}, 0)["labeled"]
+        assert (batch.y[:, :, 0] >= 0).sum() == (raw.inputs["boxes"][:, :, 0] >= 0).sum()
