@@ -65,14 +65,18 @@ class TrainedNetwork:
         return bool(self.metadata.get("target") == "mask")
 
     def require_classes(self, name: str) -> None:
-        """Refuse a network of pixels.
+        """Refuse a network of pixels, and one that finds objects.
 
         Args:
             name: Name of the run or file as the user gave it.
 
         Raises:
-            InputError: The network gives classes of pixels.
+            InputError: The network gives classes of pixels or objects.
         """
+        if self.metadata.get("target") == "boxes":
+            raise InputError(
+                f"{name!r} finds objects, and classes of examples are needed: give the run of a classifier"
+            )
         if self.is_dense:
             raise InputError(
                 f"{name!r} classifies pixels, and classes of examples are needed: give the run of a classifier"
@@ -116,6 +120,8 @@ def load_trained_network(path: Path) -> TrainedNetwork:
     }
     if settings.get("target", "class") != "class":
         metadata["target"] = settings["target"]
+    elif settings.get("detector") is not None:
+        metadata["target"] = "boxes"
     names = ("ImageDataModule", "SegmentationDataModule", "DetectionDataModule")
     states = (content.get(name, {}) for name in names)
     if ranges := next((state["value_ranges"] for state in states if state.get("value_ranges")), None):

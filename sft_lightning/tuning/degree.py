@@ -136,8 +136,6 @@ def make_folds(data: FewLabelDataModule, number: int, use_unlabeled: bool) -> li
     Raises:
         InputError: A class has too few examples or groups.
     """
-    if data.target != "mask":
-        data.require_classes("degree")
     labeled, unlabeled = data.splits["labeled"], data.splits["unlabeled"]
     further = Split(unlabeled.part, unlabeled.indices if use_unlabeled else [])
     plan = plan_folds(data, labeled, number, further)
@@ -170,6 +168,8 @@ def _check_config(cli: DegreeCLI) -> None:
         raise InputError(
             f"data {config.data.class_path.rpartition('.')[2]} reads no split_file: degree needs a FewLabelDataModule"
         )
+    if cli.datamodule.target != "mask":
+        cli.datamodule.require_classes("degree")
     if config.ckpt_path is not None:
         raise InputError(
             "ckpt_path is set, but degree starts new runs: give the weights to start from as --model.init_args.weights"

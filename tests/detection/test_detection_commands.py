@@ -221,3 +221,13 @@ def test_a_plain_trainer_learns_boxes(run: Path) -> None:
     assert [group.scale for group in tuned.groups()] == pytest.approx([1, 0.1, 0.05])
     frozen = FineTuneDetector("resnet8", 2, data.input_spec, detector="ssdlite", tune="head")
     assert not any(p.requires_grad for p in frozen.backbone.parameters())
+
+
+def test_commands_of_classes_refuse_detectors(run: Path, cli_error: Callable[..., str]) -> None:
+    assert "degree takes classes of examples, and DetectionDataModule gives boxes" in cli_error("degree", *FIT)
+    words = ["rank", "--data=ImageDataModule", "--data.source=sample", f"--candidates=[{{weights: {run}}}]"]
+    assert "finds objects, and classes of examples are needed" in cli_error(*words)
+    teacher = ["--model=DistillModule", f"--model.teacher={run}", "--data=ImageDataModule", "--data.source=sample"]
+    assert "finds objects, and classes of examples are needed" in cli_error(
+        "fit", *teacher, "--model.backbone=resnet8", "--model.optimizer=Adam", "--data.num_labels=20"
+    )

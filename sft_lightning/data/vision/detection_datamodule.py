@@ -177,7 +177,7 @@ class DetectionDataModule(AnnotatedImageDataModule):
         """
         raise InputError(
             f"{what} takes classes of examples, and DetectionDataModule gives boxes: use FineTuneDetector or "
-            "SemiSupervisedDetector with fit, validate, test and predict"
+            "SemiSupervisedDetector with fit, validate, test, predict, study, report, audit and export"
         )
 
     require_one_class = require_classes
