@@ -346,4 +346,4 @@ class _MaskSolver(_Solver):
         return score_examples(model, result.source.data, result.source.task, "test")
 
     def compare_defects(self, best: JudgedRecipe) -> None:
-        """Compare nothing: masks are of defects themselves."""
+        """Return None, since the examples have masks in place of one class each."""

@@ -18,7 +18,7 @@ from sft_lightning.classifiers import LogisticRegression
 from sft_lightning.data.open_data import find_data_class, find_modality
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import read_weights
-from sft_lightning.solver import judged, labels, mask_trials
+from sft_lightning.solver import judged, labels, mask_trials, recipes
 from sft_lightning.solver.labels import read_source
 from sft_lightning.solver.solution import Solution
 from sft_lightning.study.judge import estimate_accuracy
@@ -64,8 +64,8 @@ def solved(place: tuple[Path, Solution], monkeypatch: pytest.MonkeyPatch) -> Sol
 
 def test_recipes_are_judged_by_the_mean_iou_of_an_image(solved: Solution) -> None:
     summary = solved.summary
-    recipes = {*summary["recipes"]}
-    assert {*NAMES[:3]} < recipes < {*NAMES}  # the better half goes on
+    found = {*summary["recipes"]}
+    assert {*NAMES[:3]} < found < {*NAMES}  # the better half goes on
     assert (summary["metric"], summary["target"]) == ("mean IoU of an image", "mask")
     mean, low, high = summary["image_iou"]
     assert 0 <= low < mean < high <= 1
@@ -160,7 +160,7 @@ def test_a_stopped_call_goes_on_at_its_fold(workdir: Path, monkeypatch: pytest.M
     hasten(monkeypatch)
     write_scenes(Path("d"), 8)
     folds: list[int | None] = []
-    original = judged.cross_fit
+    original = recipes.cross_fit
 
     def stop(*given: Any, **how: Any) -> Any:
         if given[0].steps:

@@ -45,7 +45,8 @@ class Pixels(nn.Module):
             x: Images, (B, C, H, W).
             strides: Sides of the squares in pixels, about where they do not divide the image.
         """
-        return [F.adaptive_avg_pool2d(x, (-(-x.shape[-2] // stride), -(-x.shape[-1] // stride))) for stride in strides]
+        height, width = x.shape[-2:]
+        return [F.adaptive_avg_pool2d(x, (-(-height // stride), -(-width // stride))) for stride in strides]
 
     def forward(self, x: Tensor) -> Tensor:
         """Flatten images, (B, C, H, W) to (B, num_features).
