@@ -182,6 +182,7 @@ def _write_onnx(run: str, file: Path) -> dict[str, Any]:
     free = {output: {0: "objects"} for output in _OUTPUTS}
     with open_atomic(file) as staged:
         try:
+            # The other exporter, as of torch 2.14, writes no program whose steps depend on how many boxes there are.
             with warnings.catch_warnings(), redirect_stderr(StringIO()), torch.no_grad():
                 warnings.simplefilter("ignore")  # of the tracer, about what is constant here
                 torch.onnx.export(

@@ -79,11 +79,16 @@ class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
         """Choose the length of the burn-in that is left open.
 
         Raises:
-            InputError: The run ends before the burn-in does.
+            InputError: The run ends before the burn-in does, or the teacher gives no score as low as the threshold.
         """
         super().setup(stage)
         if stage != "fit":
             return
+        if (least := self.hparams["score_threshold"]) is not None and least > self.threshold:
+            raise InputError(
+                f"score_threshold is {least}, and the teacher's boxes count from threshold {self.threshold} on: set "
+                "threshold higher, or leave score_threshold out in training"
+            )
         steps = count_known_steps(self.trainer)
         if self._given_burn_in is None:
             self._set_burn_in(min(_MOST, int(_SHARE * steps)) if steps else _MOST)

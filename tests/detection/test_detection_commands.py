@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_boxes_folder(Path("d"), {"train": 24, "val": 6, "test": 8}, unlabeled=4)
-        words = [*FIT, "--trainer.max_epochs=20", "--trainer.check_val_every_n_epoch=10", "--run_name=boxes"]
+        words = [*FIT, "--trainer.max_epochs=16", "--trainer.check_val_every_n_epoch=8", "--run_name=boxes"]
         assert main(["fit", *words, "--trainer.log_every_n_steps=5"]) == 0
         assert main(["test", RUN]) == 0
     return folder

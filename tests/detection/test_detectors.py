@@ -61,7 +61,8 @@ class _AsTheyAre(nn.Module):
 def assemble(encoder: Encoder, head: DetectionHead) -> nn.Module:
     """torchvision's own detector of the same layers."""
     if isinstance(head, FasterRCNN):
-        return GeneralizedRCNN(_Whole(encoder, head.pyramid), head.rpn, head.roi, _AsTheyAre())
+        whole: nn.Module = GeneralizedRCNN(_Whole(encoder, head.pyramid), head.rpn, head.roi, _AsTheyAre())
+        return whole
     assert isinstance(head, DenseHead)
     detector: Any = head.detector
     detector.backbone, detector.transform = _Whole(encoder, head.pyramid), _AsTheyAre()

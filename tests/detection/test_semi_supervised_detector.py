@@ -130,6 +130,7 @@ def test_a_two_stage_run_resumes_to_the_bit(workdir: Path) -> None:
     [
         (["--model.ema_decay=0"], "ema_decay is 0, and the teacher is the averaged network"),
         (["--model.burn_in_steps=8", "--trainer.max_epochs=2"], "burn_in_steps is 8, and training ends after 8 steps"),
+        (["--model.score_threshold=0.3"], "score_threshold is 0.3, and the teacher's boxes count from threshold 0.1"),
         (["--model.threshold=7"], "threshold is 7.0: give a share from 0 to 1"),
         (["--data.unlabeled_ratio=0"], "unlabeled_ratio is 0"),
         (["--model.lambda_u=-1"], "lambda_u is -1.0: give a number of at least 0"),
