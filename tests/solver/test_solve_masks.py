@@ -21,8 +21,10 @@ from sft_lightning.networks.weights import read_weights
 from sft_lightning.solver import judged, labels, mask_trials, recipes
 from sft_lightning.solver.labels import read_source
 from sft_lightning.solver.solution import Solution
+from sft_lightning.study.folds import score_examples
 from sft_lightning.study.judge import estimate_accuracy
 from sft_lightning.tasks.pixel_samples import sample_pixels
+from sft_lightning.tasks.segmentation import Segmentation
 from sft_lightning.utils.errors import InputError, StoppedBySignal
 from tests.scenes import write_scenes
 
@@ -319,3 +321,19 @@ def test_a_network_of_other_masks_may_be_a_start(
     summary = json.loads(Path("lightning_logs/solve/d/summary.json").read_text())
     assert f"logistic regression on {run}" in summary["recipes"]
     assert "has learned 8 of these labels" in cli_error("solve", "other", *start)
+
+
+@pytest.mark.slow
+def test_a_test_split_judges_the_model_and_the_unlabeled(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hasten(monkeypatch)
+    for name, count, masks in (("train", 12, 8), ("test", 5, 5), ("val", 3, 3)):
+        write_scenes(Path("d", name), count, masks, start=100 * count)
+    solution = solve("d", **WORDS)
+    data = SegmentationDataModule("d", image_size=32, num_workers=0)
+    data.setup("test")
+    score = float(score_examples(solution.model, data, Segmentation(3), "test").mean())
+    assert solution.summary["test_image_iou"] == pytest.approx(score)
+    assert f"On the 5 images that the source holds out, its mean IoU of an image is {score:.1%}." in solution.verdict
+    assert "like the 11 labeled ones" in solution.verdict[0]  # masks of the validation split are among them
+    compared = [path.name for path in Path("lightning_logs/solve/mine/compared").iterdir()]
+    assert compared  # trained on all masks, too, to be compared on the test
