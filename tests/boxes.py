@@ -54,7 +54,7 @@ def write_boxes_folder(
         start += count + (unlabeled if split == "train" else 0)
         content = {
             "images": images,
-            "annotations": [{"id": k, **one} for k, one in enumerate(annotations)],
+            "annotations": [{"id": k, **one} for k, one in enumerate(annotations, 1)],
             "categories": [{"id": 3 * k + 1, "name": name} for k, name in enumerate(CLASSES)],
         }
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
 from torchvision.ops import box_iou
 
@@ -119,6 +120,18 @@ def test_boxes_are_predicted_in_pixels_of_the_files(run: Path) -> None:
     assert sum(len(read.splits[name]) for name in ("labeled", "val", "test")) == 4
     counted = sum(int(read.count_objects(name).sum()) for name in ("labeled", "val", "test"))
     assert counted == len(results)
+
+
+def test_programs_of_coco_judge_the_predictions_of_a_test_split(run: Path) -> None:
+    assert main(["predict", str(run)]) == 0
+    results = json.loads((run / "predictions_coco.json").read_text())
+    assert {one["category_id"]: one["category"] for one in results} == {1: "square", 4: "disc"}
+    truth = COCO("d/annotations/instances_test.json")
+    judge = COCOeval_faster(truth, truth.loadRes(results), "bbox", print_function=lambda *_: None)
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    assert judge.stats[0] == pytest.approx(read_metrics(run)["test/map"][-1], abs=5e-3)  # corners are rounded and clipped
 
 
 def test_a_report_shows_the_worst_images_and_a_threshold(run: Path) -> None:

@@ -159,9 +159,9 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "nan": (lambda c: c["annotations"][0].update(bbox=[7, float("nan"), 3, 9]), "a corner that is not a number"),
     "three numbers": (
         lambda c: c["annotations"][0].update(bbox=[7, 3, 9]),
-        "annotation 0 needs a bbox of four numbers",
+        "annotation 1 needs a bbox of four numbers",
     ),
-    "no box": (lambda c: c["annotations"][0].pop("bbox"), r"annotation 0 needs a bbox of four .*KeyError: 'bbox'"),
+    "no box": (lambda c: c["annotations"][0].pop("bbox"), r"annotation 1 needs a bbox of four .*KeyError: 'bbox'"),
     "crowd": (lambda c: c["annotations"][0].update(iscrowd="no"), "needs a bbox of .* and iscrowd of 0 or 1"),
     "infinite": (lambda c: c["annotations"][0].update(bbox=[7, 1e999, 3, 9]), "a corner that is not a number"),
     "class": (lambda c: c["annotations"][0].update(category_id=99), "the category 99, which categories does not list"),
@@ -184,7 +184,7 @@ def test_what_is_wrong_with_an_annotation_is_named_or_skipped(tmp_path: Path, na
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        (lambda c: c["annotations"][0].update(image_id=77), r"has annotation 0 of the image 77, which images does not"),
+        (lambda c: c["annotations"][0].update(image_id=77), r"has annotation 1 of the image 77, which images does not"),
         (lambda c: c["images"].append({**c["images"][0], "id": 9}), r"lists the image 's000.png' twice"),
         (lambda c: c["images"][1].update(file_name="./s000.png"), r"lists the image 's000.png' twice"),
         (lambda c: c["images"][0].update(id=1), r"gives the id 1 to the images 's000.png' and 's001.png'"),

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sft_lightning.data.vision.box_sources import BoxSource
 from sft_lightning.data.vision.detection_datamodule import DetectionDataModule
 from sft_lightning.data.vision.masks import Color, make_palette
 from sft_lightning.data.vision.write_boxes import format_bbox
@@ -28,9 +29,10 @@ class BoxWriter(PixelWriter):
     """Writes one row for each detected object, with its class, corners in pixels of the upright image, and score.
 
     An image without a detection has a row without a class, as in a table of annotations.
-    `predictions_coco.json` holds the same as COCO's results: a list of `image_id` (position in the table), `file_name`,
-    `category_id` (from 1 on, as `convert-boxes` writes it), `category`, `bbox` (x, y, width, height) and `score`. With
-    several processes, rows of different images take turns.
+    `predictions_coco.json` holds the same as COCO's results: a list of `image_id`, `file_name`, `category_id`,
+    `category`, `bbox` (x, y, width, height) and `score`. Of a source of COCO, both numbers are those of its JSON; other
+    images have their position in the table, and classes are numbered from 1 on, as `convert-boxes` does. With several
+    processes, rows of different images take turns.
 
     Where `drawn_score` of the model is set, images with the boxes of at least that score are in `predicted_boxes`.
     """
@@ -78,20 +80,24 @@ class BoxWriter(PixelWriter):
         is_open = self._file is not None
         super().on_predict_end(trainer, pl_module)
         if is_open and trainer.is_global_zero:
-            _write_results(self._path, self._path.with_name(COCO_RESULTS), self._data.class_names)
+            numbers, ids = {name: k + 1 for k, name in enumerate(self._data.class_names)}, {}
+            if self._data.predict_source is None and isinstance(source := self._data.opened_source, BoxSource):
+                numbers, ids = numbers | source.category_ids, source.image_ids
+            _write_results(self._path, self._path.with_name(COCO_RESULTS), numbers, ids)
 
 
-def _write_results(table: Path, path: Path, class_names: Sequence[str]) -> None:
+def _write_results(table: Path, path: Path, categories: Mapping[str, int], image_ids: Mapping[str, int | str]) -> None:
     """Write the rows of a table as COCO's results, one after the other."""
     with explain_write_errors(path), open_atomic(path) as staged, staged.open("w", encoding="utf-8") as file:
         file.write("[")
-        for k, row in enumerate(_read_rows(table, class_names)):
+        for k, row in enumerate(_read_rows(table, categories, image_ids)):
             file.write(("," if k else "") + "\n" + json.dumps(row))
         file.write("\n]\n")
 
 
-def _read_rows(table: Path, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    numbers = {name: k + 1 for k, name in enumerate(class_names)}  # as `write_coco` numbers categories
+def _read_rows(
+    table: Path, categories: Mapping[str, int], image_ids: Mapping[str, int | str]
+) -> Iterator[dict[str, Any]]:
     positions: dict[str, int] = {}
     with table.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -101,9 +107,9 @@ def _read_rows(table: Path, class_names: Sequence[str]) -> Iterator[dict[str, An
                 continue
             box = np.array([float(row[corner]) for corner in ("x1", "y1", "x2", "y2")])
             yield {
-                "image_id": position,
+                "image_id": image_ids.get(name, position),
                 "file_name": name,
-                "category_id": numbers[kind],
+                "category_id": categories[kind],
                 "category": kind,
                 "bbox": format_bbox(box),
                 "score": float(row["score"]),
