@@ -131,7 +131,8 @@ def test_programs_of_coco_judge_the_predictions_of_a_test_split(run: Path) -> No
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
-    assert judge.stats[0] == pytest.approx(read_metrics(run)["test/map"][-1], abs=5e-3)  # corners are rounded and clipped
+    expected = read_metrics(run)["test/map"][-1]
+    assert judge.stats[0] == pytest.approx(expected, abs=5e-3)  # corners are rounded and clipped
 
 
 def test_a_report_shows_the_worst_images_and_a_threshold(run: Path) -> None:
