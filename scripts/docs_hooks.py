@@ -20,7 +20,7 @@ API = {
     "paradigms": ("Paradigms and tasks", ("paradigms", "tasks")),
     "losses": ("Losses and strategies", ("losses",)),
     "classifiers": ("Classifiers without steps", ("classifiers", "anomaly")),
-    "networks": ("Networks", ("networks",)),
+    "networks": ("Networks and detectors", ("networks", "detection")),
     "data": ("Data", ("data", "modalities")),
     "training": ("Training", ("training", "runs")),
     "tools": ("Tools", ("audit", "tuning", "transfer", "selection", "export", "report", "solver", "study", "utils")),

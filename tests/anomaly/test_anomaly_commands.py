@@ -308,7 +308,14 @@ def test_other_commands_say_what_they_need(run: Path, capsys: pytest.CaptureFixt
         assert "normal images alone" in error or "AnomalyDetector" in error, error
 
 
-@pytest.mark.parametrize("config", sorted((CONFIGS / "anomaly").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(path, marks=[] if "patchcore" in path.stem else pytest.mark.slow)
+        for path in sorted((CONFIGS / "anomaly").glob("*.yaml"))
+    ],
+    ids=lambda path: path.stem,
+)
 def test_shipped_configs_run_the_four_commands(config: Path, workdir: Path) -> None:
     write_textures(Path("my_parts"), {"normal": 10, "spot": 2}, size=64)
     words = ["--config", str(config), "--model.init_args.weights=none", "--data.init_args.image_size=64"]

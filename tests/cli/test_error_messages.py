@@ -59,7 +59,10 @@ def checkout(workdir: Path) -> Path:
         (f"{FIT}--model.init_arg.backbone mlp", "(did you mean --model.init_args.backbone?)"),
         (f"{FIT}--modle.init_args.backbone mlp", "(did you mean --model.init_args.backbone?)"),
         (f"{FIT}--data.init_args.weak_view.flp true", "(did you mean --data.init_args.weak_view.flip?)"),
-        (f"{FIT}--model.init_args.lamda_u 1", "no option 'lamda_u' (did you mean 'lambda_u' of SemiSupervisedModule?)"),
+        (
+            f"{FIT}--model.init_args.lamda_u 1",
+            "no option 'lamda_u' (did you mean 'lambda_u' of SemiSupervisedDetector or SemiSupervisedModule?)",
+        ),
         (f"{FIT}--model.init_args.feature_loss x", "'feature_loss', which is one of DecoupledFeatureClassifier"),
         (
             f"{SEMI}--model.init_args.lamda_u 1",

@@ -73,7 +73,8 @@ def export_once(name: str, language: str) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "language"),
-    [("bert", "onnx"), ("bag", "pt2"), ("tfidf", "onnx"),
+    [("bag", "pt2"), ("tfidf", "onnx"),
+     pytest.param("bert", "onnx", marks=pytest.mark.slow),
      pytest.param("fasttext", "onnx", marks=pytest.mark.slow),
      pytest.param("bag", "onnx", marks=pytest.mark.slow),
      pytest.param("bert", "pt2", marks=pytest.mark.slow),

@@ -118,6 +118,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(source: Path, workdi
     assert all(torch.equal(tensor, part[name]) for name, tensor in whole.items())
 
 
+@pytest.mark.slow
 def test_pretraining_and_classifiers_without_training(source: Path, workdir: Path) -> None:
     denoising = ["--model.noise=0.05", "--model.hidden=0.2", "--data.weak_view.noise=0"]
     run("fit", "--run_name=denoising", *arguments(source, "AutoencoderModule", *denoising))

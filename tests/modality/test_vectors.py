@@ -78,6 +78,7 @@ def check_neutral(text: str) -> None:
     assert re.findall(r".*\b(?:image|picture|pixel)s?\b.*", shown, re.IGNORECASE) == []
 
 
+@pytest.mark.slow
 def test_all_paradigms_train_resume_test_predict_report_and_export(
     table: Path, workdir: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +156,7 @@ def test_rank_compares_runs_files_and_random_starts(
     assert "backbone 'mlp' is not known for vector inputs" in shown
 
 
+@pytest.mark.slow
 def test_a_study_trains_again_only_where_the_table_changed(
     table: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -175,7 +175,7 @@ def test_adapter_is_scaled_by_alpha_over_rank() -> None:
             24,
             marks=pytest.mark.slow,  # 3 s
         ),
-        ("swin_t", 32, "features.1.0.mlp.0", "features.1.0.attn.qkv", 27),
+        pytest.param("swin_t", 32, "features.1.0.mlp.0", "features.1.0.attn.qkv", 27, marks=pytest.mark.slow),
         ("timm/eva02_tiny_patch14_224", 28, "blocks.0.attn.proj", "blocks.0.attn.qkv", 36),
     ],
 )

@@ -61,9 +61,9 @@ def part(module: nn.Module, name: str) -> dict[str, Tensor]:
     "settings",
     [
         {},
-        {"ema_decay": 0.0},
+        pytest.param({"ema_decay": 0.0}, marks=pytest.mark.slow),
         {"head_only_epochs": 1, "layer_decay": 0.5},
-        {"tune": "last_k_blocks"},
+        pytest.param({"tune": "last_k_blocks"}, marks=pytest.mark.slow),
         {"adapter": LoRA(rank=2)},
         {"head_start": "ridge"},
     ],

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 import tests
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.solver.labels import LabeledSource, read_source
@@ -29,6 +31,7 @@ def open_source() -> LabeledSource:
     return replace(source, modality=replace(source.modality, solve=choices))
 
 
+@pytest.mark.slow
 def test_a_killed_pretraining_goes_on(workdir: Path, write_folder: Callable[..., Path]) -> None:
     write_folder(workdir / "images", {"train": 4, "unlabeled": 8}, classes=2)
     runs = Path("lightning_logs/killed")

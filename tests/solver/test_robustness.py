@@ -90,6 +90,7 @@ HEED = "import os, signal, sft_lightning.__main__ as command\n"
 HEED += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_is_one_sentence(workdir: Path) -> None:
     words = ["solve", "sample", "--num_labels", "20", "--minutes", "0.1", "--candidates", "none"]
     argv = [sys.executable, "-c", HEED + f"raise SystemExit(command.main({words}))"]

@@ -63,6 +63,7 @@ def test_a_folder_of_recordings_is_solved(workdir: Path, capsys: pytest.CaptureF
     assert (folder / "model.onnx").is_file()
 
 
+@pytest.mark.slow
 def test_a_published_encoder_is_a_start(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_source(workdir / "sounds", 5, 45)
     write_model(workdir / "wav", "wav2vec2")
@@ -71,6 +72,7 @@ def test_a_published_encoder_is_a_start(workdir: Path, capsys: pytest.CaptureFix
     assert "features of 45 recordings at 8000 frames from hf/wav" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_trainings_from_random_weights_are_compared(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With and without the pool, so that the verdict compares like with like; either can be delivered."""
     truth = write_source(workdir / "sounds", 2, 40)

@@ -81,7 +81,8 @@ def read_predictions(run: Path) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "language"), [pytest.param("texts", "onnx", marks=pytest.mark.slow), ("images", "pt2")]
+    ("name", "language"),
+    [pytest.param("texts", "onnx", marks=pytest.mark.slow), pytest.param("images", "pt2", marks=pytest.mark.slow)],
 )
 def test_the_code_of_the_card_says_what_predict_says(
     name: str, language: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

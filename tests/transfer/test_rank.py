@@ -261,6 +261,7 @@ def test_groups_stay_together(workdir: Path, write_folder: Callable[..., Path]) 
     assert one.scores["knn"] >= 0
 
 
+@pytest.mark.slow
 def test_a_config_names_the_data_in_a_fresh_process(workdir: Path) -> None:
     """In the process of the tests, another import has made the class known."""
     words = ["rank", "--config", str(CONFIGS / "reuse" / "rank.yaml"), "--print_config"]

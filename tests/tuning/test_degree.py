@@ -347,6 +347,7 @@ def test_the_table_and_the_config_name_the_choice(
 # --- paradigms, and runs that fail
 
 
+@pytest.mark.slow
 def test_semi_supervised_models_are_compared(workdir: Path, fits: list[str]) -> None:
     """What each fold may learn from; a training is part of the test of groups."""
     semi = ["--config", str(CONFIGS / "semi_supervised" / "fixmatch.yaml"), "--data.init_args.batch_size=8"]

@@ -148,6 +148,7 @@ def test_lightning_registers_no_signal_handler_after_the_patch(monkeypatch: pyte
     assert not registered
 
 
+@pytest.mark.slow
 def test_trainer_reads_whole_numbers_as_int_whatever_was_imported_before() -> None:
     code = (
         "from typing import Optional, Union; Optional[Union[float, int]]\n"  # as scikit-learn does

@@ -19,8 +19,8 @@ AVERAGES = (
 )
 
 
-@pytest.mark.parametrize("backbone", ["mlp", "conv"])
-@pytest.mark.parametrize("share", [0.0, 1e9])  # no save is due at the end of an epoch, and each one is
+# No save is due at the end of an epoch, and each one is.
+@pytest.mark.parametrize(("backbone", "share"), [("mlp", 0.0), ("conv", 1e9)])
 def test_last_checkpoint_holds_averaged_weights(
     backbone: str, share: float, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
