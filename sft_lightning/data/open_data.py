@@ -40,8 +40,16 @@ def find_data_class(source: str) -> type[FewLabelDataModule]:
 
     Args:
         source: Source as the user named it.
+
+    Raises:
+        InputError: It holds boxes of objects.
     """
     modality = get_modality(find_modality(source))
+    if modality.box_detector and load(modality.box_detector)(source):
+        raise InputError(
+            f"source {source!r} holds {InputSpec(modality.name, ()).plural} with boxes of objects, which this command "
+            "does not take: use FineTuneDetector with fit, test, predict, report and study (docs/detection.md)"
+        )
     if _holds_masks(modality, source):
         found: type[FewLabelDataModule] = load(modality.mask_data_module)
         return found

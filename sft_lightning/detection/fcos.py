@@ -38,7 +38,7 @@ class FCOS(DenseHead):
             encoder: Encoder, which gives its maps from stride 8 on from now on.
             num_classes: Number of classes.
             width: Channels of the pyramid; None for half of those of the coarsest map.
-            anchor_scale: None, since there are no anchors.
+            anchor_scale: None, since this detector has no anchors.
             score_threshold: Smallest score of a detection.
             nms_threshold: Largest intersection over union of two detections of a class.
             max_detections: Most detections of an image.

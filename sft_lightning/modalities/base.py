@@ -50,6 +50,7 @@ class Modality:
         data_module: Class of its data module.
         mask_data_module: Class of the data module of examples with masks.
         mask_detector: Function from the name of a source to whether its examples have masks.
+        box_detector: Function from the name of a source to whether its examples have boxes of objects.
         detector: Function from the name of a source to whether it holds such examples; sources that no modality knows
             belong to the one without a detector.
         networks: Module whose `build_from_spec` builds its networks by name; it may have an `adapt_spec`.
@@ -69,6 +70,7 @@ class Modality:
     data_module: str = ""
     mask_data_module: str = ""
     mask_detector: str = ""
+    box_detector: str = ""
     detector: str = ""
     networks: str = ""
     kept_files: str = ""

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 # So that a config can name them without their module.
 from sft_lightning import (
+    AnomalyDataModule as AnomalyDataModule,
+    AudioDataModule as AudioDataModule,
+    DetectionDataModule as DetectionDataModule,
     ImageDataModule as ImageDataModule,
     SegmentationDataModule as SegmentationDataModule,
     TextDataModule as TextDataModule,

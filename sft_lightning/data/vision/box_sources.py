@@ -70,7 +70,7 @@ def name_classes(known: Sequence[str], given: Sequence[str] | None, where: str) 
         where: Source, for messages.
 
     Raises:
-        InputError: A name is there twice, the user left one out, or there is none.
+        InputError: A name is there twice, the user left one out, or no class is named.
     """
     for names, place in ((known, f"source {where!r}"), (given or (), "class_names")):
         if len(set(names)) < len(names):

@@ -1,8 +1,10 @@
 """Open a source of images with boxes by its name."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from sft_lightning.data.table_header import read_column_names
 from sft_lightning.data.vision.box_sources import BoxSource
 from sft_lightning.data.vision.box_table import BoxTable
 from sft_lightning.data.vision.coco_boxes import CocoBoxes
@@ -15,6 +17,32 @@ EXPECTED = (
     "a JSON of COCO, a folder with COCO's JSON files, with YOLO's images and labels, or with Pascal VOC's JPEGImages "
     "and Annotations, or a table with the columns path,class,x1,y1,x2,y2"
 )
+
+
+# A list of polygons or a mapping of run lengths that is not empty.
+_OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[|\{)')
+
+
+def holds_boxes(name: str) -> bool:
+    """Return whether a source has boxes of objects, as `open_box_source` takes it, and no outlines.
+
+    Args:
+        name: Source as the user named it.
+    """
+    path = Path(name)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        names = {name.strip().casefold() for name in read_column_names(path)} if path.is_file() else set[str]()
+        return {"path", "class", "x1", "y1", "x2", "y2"} <= names
+    if path.suffix.lower() != ".json" and not path.is_dir():
+        return False
+    if files := [file for file in find_coco_files(path).values() if file.is_file()]:
+        return not any(_OUTLINE.search(file.read_bytes()) for file in files)
+    if (path / ANNOTATIONS).is_dir() and any((path / ANNOTATIONS).glob("*.xml")):
+        return True
+    labels = (file for folder in (path, *path.glob("*/")) for file in sorted((folder / "labels").rglob("*.txt")))
+    lines = (line.split() for file in labels for line in file.read_text(errors="replace").splitlines())
+    first = next((words for words in lines if words), [])
+    return len(first) == 5 and first[0].isdecimal()
 
 
 def open_box_source(

@@ -11,8 +11,9 @@ from PIL import Image
 
 from sft_lightning import DetectionDataModule, ImageDataModule, SegmentationDataModule
 from sft_lightning.__main__ import main
+from sft_lightning.data.open_data import find_data_class
 from sft_lightning.data.vision.box_storage import BoxedImages
-from sft_lightning.data.vision.open_boxes import open_box_source
+from sft_lightning.data.vision.open_boxes import holds_boxes, open_box_source
 from sft_lightning.utils.errors import InputError
 from tests.boxes import write_boxes_folder
 from tests.data.vision.test_boxes import change, messages, objects_of, opened
@@ -416,3 +417,27 @@ def test_boxes_are_those_of_the_upright_image(tmp_path: Path) -> None:
     assert (box - torch.tensor([columns[0], rows[0], columns[1] + 1, rows[1] + 1])).abs().max() <= 1
     back = data.original_boxes("labeled", [position], box[None, None])
     assert (back[0, 0] - torch.tensor([5.0, 65, 20, 95])).abs().max() < 1e-3
+
+
+def test_commands_of_classes_and_masks_refuse_boxes(tmp_path: Path) -> None:
+    """None of the forms is read as class folders or masks instead."""
+    coco = write_boxes_folder(tmp_path / "coco", {"train": 4, "test": 2})
+    sources = [coco, coco / "annotations/instances_train.json", write_yolo_folder(tmp_path / "yolo")]
+    for form in ("voc", "yolo"):
+        assert main(["convert-boxes", str(coco), str(tmp_path / f"made_{form}"), "--to", form]) == 0
+        sources.append(tmp_path / f"made_{form}")
+    write(tmp_path / "table.csv", "path,class,x1,y1,x2,y2\na.png,cat,1,1,2,2\n")
+    sources.append(tmp_path / "table.csv")
+    for source in sources:
+        assert holds_boxes(str(source)), source
+        with pytest.raises(InputError, match=f"source '{source}' holds images with boxes of objects, which this com"):
+            find_data_class(str(source))
+    polygons = write_yolo_folder(tmp_path / "polygons", "0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    outlines = write_boxes_folder(tmp_path / "outlines", {"train": 2})
+    change(
+        outlines / "annotations/instances_train.json",
+        lambda c: [one.update(segmentation=[[1, 1, 9, 1, 9, 9]]) for one in c["annotations"]],
+    )
+    for source in (polygons, outlines):
+        assert not holds_boxes(str(source))
+        assert find_data_class(str(source)) is SegmentationDataModule
