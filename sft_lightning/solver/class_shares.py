@@ -59,8 +59,7 @@ class ClassShares:
 def predict_shares(space: Space, source: LabeledSource) -> ClassShares | None:
     """Predict the class of each unlabeled example by logistic regression, and count them; None where that says little.
 
-    Correcting the shares by expectation-maximization (Saerens et al. 2002), and the predictions by the shares, needs
-    better classifiers than few labels give (`scripts/bench/class_shares.py`).
+    What labels count then was measured by `scripts/bench/choice_rules.py`.
 
     Args:
         space: Vectors of all examples.
