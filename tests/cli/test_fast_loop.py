@@ -433,7 +433,9 @@ def run_case(is_allowed: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, **
     }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if k % 2 else []) for k, name in enumerate(CASES)]
+)
 def test_the_fast_loop_computes_what_lightnings_does(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,7 @@ def test_one_batch_is_one_batch_and_not_all(workdir: Path) -> None:
     assert run(["fit", "--config", FINE_TUNE, *SHORT, "--trainer.limit_train_batches=1.0"]).trainer.global_step == 10
 
 
+@pytest.mark.slow
 def test_console_shows_no_advertising_and_no_warning(workdir: Path) -> None:
     """In a process that a console script starts, as a user does."""
     command = [str(Path(sys.executable).with_name("sft-lightning")), "fit", "--config", FINE_TUNE, *SHORT]

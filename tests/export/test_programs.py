@@ -209,6 +209,7 @@ def test_a_backbone_gives_features(workdir: Path, language: str) -> None:
     assert "classes" not in card.split("## Limits")[1]
 
 
+@pytest.mark.slow
 def test_a_program_that_differs_is_not_written(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,6 +163,7 @@ def test_pretraining_and_classifiers_without_training(table: Path, workdir: Path
         assert float(metrics["val/accuracy"]) > 0.6
 
 
+@pytest.mark.slow
 def test_hidden_words_are_learned_before_labels(table: Path, workdir: Path) -> None:
     words = [
         "--config=pretraining/masked_language.yaml", "--model.network=small_transformer", "--model.weights=none",

@@ -79,6 +79,7 @@ def test_other_masks_and_other_meanings_of_their_values_are_other_data(workdir: 
     assert len({first, named, read()}) == 3
 
 
+@pytest.mark.slow
 def test_folds_hold_out_masks_of_each_class(workdir: Path) -> None:
     write_scenes(Path("d"), 16)
     for k in (0, 1):  # the only ones of a fourth class

@@ -76,6 +76,7 @@ def test_methods_are_compared_by_the_mean_average_precision(workdir: Path, capsy
     assert "4 runs, 0 to train" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_folds_are_judged_by_the_f1_of_each_example(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(Path("images"), 80)
     data = {"source": "images/images.csv", "label_separator": ";", "image_size": 16, "batch_size": 8, "num_workers": 0}

@@ -36,7 +36,8 @@ def holds_boxes(name: str) -> bool:
     if path.suffix.lower() != ".json" and not path.is_dir():
         return False
     if files := [file for file in find_coco_files(path).values() if file.is_file()]:
-        return not any(_OUTLINE.search(file.read_bytes()) for file in files)
+        contents = [file.read_bytes() for file in files]
+        return any(b'"bbox"' in one for one in contents) and not any(_OUTLINE.search(one) for one in contents)
     if (path / ANNOTATIONS).is_dir() and any((path / ANNOTATIONS).glob("*.xml")):
         return True
     labels = (file for folder in (path, *path.glob("*/")) for file in sorted((folder / "labels").rglob("*.txt")))
