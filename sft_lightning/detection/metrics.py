@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sft_lightning.data.vision.boxes import known
+from sft_lightning.data.vision.boxes import find_annotated
 from sft_lightning.detection.base import Detections
 from sft_lightning.utils.distributed import all_gather_cat
 from sft_lightning.utils.errors import InputError
@@ -45,7 +45,7 @@ class DetectionMetrics:
         """
         y, (boxes, scores, classes) = y.double().cpu(), (t.detach().double().cpu() for t in found)
         places = positions.double().cpu()[:, None]
-        is_known = known(y)
+        is_known = find_annotated(y)
         rows = torch.cat([torch.stack([places.expand_as(scores), classes, scores], 2), boxes], 2)
         self._found.append(rows[(classes >= 0) & is_known[:, None]])
         rows = torch.cat([torch.stack([places.expand_as(y[..., 0]), y[..., 0], y[..., 5]], 2), y[..., 1:5]], 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from sft_lightning.cli.loaded_run import LoadedRun
-from sft_lightning.data.vision.boxes import known
+from sft_lightning.data.vision.boxes import find_annotated
 from sft_lightning.detection.base import Detections
 from sft_lightning.detection.matching import Matches, choose_threshold, count_matches, match_objects
 from sft_lightning.detection.metrics import AP, DetectionMetrics
@@ -91,7 +91,7 @@ def judge(opened: LoadedRun, model: FineTuneDetector, name: str) -> Judged:
     metrics = DetectionMetrics()
     positions, every, targets = [], [], []
     for batch in opened.data.batches_of(name, torch.device("cpu")):
-        found, is_known = model(batch.x), known(batch.y).tolist()
+        found, is_known = model(batch.x), find_annotated(batch.y).tolist()
         metrics.update(found, batch.y, batch.indices)
         for k, position in enumerate(batch.indices.tolist()):
             if not is_known[k]:

@@ -47,7 +47,7 @@ def mark_unknown(rows: int) -> Tensor:
     return made
 
 
-def known(y: Tensor) -> Tensor:
+def find_annotated(y: Tensor) -> Tensor:
     """Return which images have an annotation, boolean, (B,).
 
     Args:

@@ -15,7 +15,7 @@ from sft_lightning.data.splits import LeakPolicy, Split
 from sft_lightning.data.vision.annotated_datamodule import AnnotatedImageDataModule, check_resize
 from sft_lightning.data.vision.box_sources import HAS_BOXES, BoxSource
 from sft_lightning.data.vision.box_storage import BoxedImages, BoxGeometry
-from sft_lightning.data.vision.boxes import known, pad_boxes, trim_boxes
+from sft_lightning.data.vision.boxes import find_annotated, pad_boxes, trim_boxes
 from sft_lightning.data.vision.detection_views import DetectionViews, PatchView
 from sft_lightning.data.vision.images import FileImages, Geometry
 from sft_lightning.data.vision.masks import upright_size
@@ -184,7 +184,7 @@ class DetectionDataModule(AnnotatedImageDataModule):
 
     def name_targets(self, targets: Tensor) -> list[str]:
         """Return `boxes` for each target of an annotated image, and an empty text for others."""
-        return [HAS_BOXES if is_known else "" for is_known in known(targets).tolist()]
+        return [HAS_BOXES if is_known else "" for is_known in find_annotated(targets).tolist()]
 
     def labeled_counts(self) -> Tensor:
         """Return the number of training objects of each class, int64 of shape (num_classes,)."""

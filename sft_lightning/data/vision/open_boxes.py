@@ -19,6 +19,7 @@ EXPECTED = (
 )
 
 
+_NUMBER = re.compile(r"[+-]?\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
 # A list of polygons or a mapping of run lengths that is not empty.
 _OUTLINE = re.compile(rb'"segmentation"\s*:\s*(\[\s*\[|\{)')
 
@@ -40,10 +41,13 @@ def holds_boxes(name: str) -> bool:
         return any(b'"bbox"' in one for one in contents) and not any(_OUTLINE.search(one) for one in contents)
     if (path / ANNOTATIONS).is_dir() and any((path / ANNOTATIONS).glob("*.xml")):
         return True
-    labels = (file for folder in (path, *path.glob("*/")) for file in sorted((folder / "labels").rglob("*.txt")))
-    lines = (line.split() for file in labels for line in file.read_text(errors="replace").splitlines())
+    folders = (
+        folder for folder in (path, *path.glob("*/")) if (path / "images").is_dir() or (folder / "images").is_dir()
+    )
+    files = (file for folder in folders for file in sorted((folder / "labels").rglob("*.txt")))
+    lines = (line.split() for file in files for line in file.read_text(errors="replace").splitlines())
     first = next((words for words in lines if words), [])
-    return len(first) == 5 and first[0].isdecimal()
+    return len(first) == 5 and all(_NUMBER.fullmatch(word) for word in first)
 
 
 def open_box_source(

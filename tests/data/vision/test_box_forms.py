@@ -438,6 +438,10 @@ def test_commands_of_classes_and_masks_refuse_boxes(tmp_path: Path) -> None:
         outlines / "annotations/instances_train.json",
         lambda c: [one.update(segmentation=[[1, 1, 9, 1, 9, 9]]) for one in c["annotations"]],
     )
+    write(tmp_path / "texts/labels/a.txt", "5 stars for this film\n")
+    write(tmp_path / "both/labels/a.txt", "5 stars for this film\n")
+    (tmp_path / "both/images").mkdir()
+    assert not any(holds_boxes(str(tmp_path / name)) for name in ("texts", "both", "missing"))
     for source in (polygons, outlines):
         assert not holds_boxes(str(source))
         assert find_data_class(str(source)) is SegmentationDataModule

@@ -13,7 +13,7 @@ from sft_lightning.data.vision.boxes import (
     PADDING,
     UNKNOWN,
     clip_boxes,
-    known,
+    find_annotated,
     mark_unknown,
     move_boxes,
     pad_boxes,
@@ -147,7 +147,7 @@ def test_rows_are_padded_and_trimmed() -> None:
     assert pad_boxes([torch.zeros(0, 6)]).tolist() == [[[PADDING, 0, 0, 0, 0, 0]]]
     assert trim_boxes(padded[1:2]).shape == (1, 1, 6)
     both = torch.stack([mark_unknown(9), padded[1]])
-    assert known(both).tolist() == [False, True]
+    assert find_annotated(both).tolist() == [False, True]
     moved: Any = views(MOVES["all"]).weak({"image": torch.zeros(2, 3, SIZE, SIZE), "boxes": both}, 3)
     assert moved["boxes"][0, :, 0].tolist() == [UNKNOWN] * 9
     assert moved["boxes"][1, :, 0].tolist() == [PADDING] * 9
