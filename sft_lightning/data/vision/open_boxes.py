@@ -44,8 +44,8 @@ def holds_boxes(name: str) -> bool:
     folders = (
         folder for folder in (path, *path.glob("*/")) if (path / "images").is_dir() or (folder / "images").is_dir()
     )
-    files = (file for folder in folders for file in sorted((folder / "labels").rglob("*.txt")))
-    lines = (line.split() for file in files for line in file.read_text(errors="replace").splitlines())
+    labels = (file for folder in folders for file in sorted((folder / "labels").rglob("*.txt")))
+    lines = (line.split() for file in labels for line in file.read_text(errors="replace").splitlines())
     first = next((words for words in lines if words), [])
     return len(first) == 5 and all(_NUMBER.fullmatch(word) for word in first)
 
