@@ -11,6 +11,15 @@ from sft_lightning.utils.errors import check_positive
 _STRENGTH = 30.0  # of standardized examples that are scaled to a mean squared length of 1
 
 
+def make_logistic_regression(has_counts: bool) -> "LogisticRegression":
+    """Return logistic regression as it suits some features.
+
+    Args:
+        has_counts: Whether they are counts or weights of what the inputs consist of, such as words.
+    """
+    return LogisticRegression(strength=10, standardize=False) if has_counts else LogisticRegression()
+
+
 class LogisticRegression(LinearClassifier):
     """Multinomial logistic regression on standardized features with an L2 penalty.
 

@@ -18,6 +18,7 @@ class SolveChoices:
         pretrained: Backbone that is pre-trained from scratch; empty where none is.
         pretrain_view: Options of that pre-training.
         skipping: Setting that leaves out unreadable files; empty where examples are not files.
+        second_view: Backbone without weights that gives a second view to co-train with; empty where none is.
         candidate: Published network that the user may name; empty where some are found or fetched.
         starts_random: Whether trainings of `pretrained` from random weights are compared, too.
         one_class: What to do with labels of one class alone, after "or"; empty where nothing is.
@@ -32,6 +33,7 @@ class SolveChoices:
     plain_encoding: str = ""
     pretrain_view: tuple[str, ...] = ()
     skipping: str = ""
+    second_view: str = ""
     candidate: str = ""
     starts_random: bool = False
     one_class: str = ""

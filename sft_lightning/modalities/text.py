@@ -14,5 +14,11 @@ MODALITY = Modality(
     explainer="sft_lightning.report.word_relevance:WordRelevance",
     hub_tasks=("text-classification", "feature-extraction"),
     is_fast=True,
-    solve=SolveChoices(unit="tokens", plain="tfidf", plain_encoding="words:1048576", candidate="a sentence encoder"),
+    solve=SolveChoices(
+        unit="tokens",
+        plain="tfidf",
+        plain_encoding="words:1048576",
+        second_view="tfidf",
+        candidate="a sentence encoder",
+    ),
 )

@@ -77,6 +77,7 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         modality: Kind of its inputs, such as `image`.
+        gives_counts: Whether features are counts or weights of what the inputs consist of, such as words.
         constant_buffers: Names of buffers that no training step changes.
         name: Name as the user wrote it, by which it is built again.
         input_spec: Inputs that it was built for.
@@ -87,6 +88,7 @@ class Encoder(nn.Module, ABC):
     """
 
     modality: ClassVar[str]
+    gives_counts: ClassVar[bool] = False
     constant_buffers: ClassVar[tuple[str, ...]] = ()
     name: str
     input_spec: InputSpec

@@ -8,12 +8,14 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sft_lightning.classifiers import Classifier, LinearClassifier, LogisticRegression
+from sft_lightning.classifiers import Classifier, CoTrainedRegression, LinearClassifier, LogisticRegression
+from sft_lightning.classifiers.co_trained_regression import SecondView
 from sft_lightning.classifiers.whitening import MAX_UNWHITENED, MAX_WHITENED, Whitened
 from sft_lightning.data.contract import FewLabelData, few_label_data
 from sft_lightning.data.eval_batches import choose_at_random, choose_by_class
 from sft_lightning.data.splits import Split
 from sft_lightning.networks.build import build_encoder
+from sft_lightning.networks.encoder import Encoder
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.paradigms.backbone_classifier import BackboneClassifier
 from sft_lightning.paradigms.base import resolve_input_spec
@@ -53,8 +55,8 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
         """Build the backbone and load its weights.
 
         Args:
-            classifier: `LogisticRegression`, `Ridge`, `NearestClassMean`, `KNearestNeighbors`, `LabelSpreading` or a
-                class of your own; null for `LogisticRegression`.
+            classifier: `LogisticRegression`, `Ridge`, `NearestClassMean`, `KNearestNeighbors`, `LabelSpreading`,
+                `CoTrainedRegression` or a class of your own; null for `LogisticRegression`.
             backbone: `pixels` for the inputs themselves, averaged to at most 32 pixels a side, or a network: `mlp`,
                 `conv`, `resnet8`, `wrn_28_2`, a torchvision or timm name, or the class path of an `Encoder`;
                 `resnet8:flatten` keeps all cells of the last map.
@@ -85,6 +87,8 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
             (classifier or LogisticRegression()).require_sets()
         if self.task.is_dense:
             _check_pixel_classifier(classifier, whiten)
+        if isinstance(classifier, CoTrainedRegression) and whiten is not None:
+            raise InputError(f"whiten is {whiten}, and CoTrainedRegression takes the features themselves: leave it out")
         check_min(1, whiten=whiten, max_examples=max_examples)
         self.save_hyperparameters(ignore=["classifier"])
         spec = resolve_input_spec(input_spec, None, (3, 224, 224))
@@ -159,37 +163,53 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
             rank_zero_info(f"{self.classifier_name} is fitted to {what} in {time.monotonic() - begin:.1f} s.")
             return
         self.backbone.fit_inputs(batch.x for batch in data.training_batches(self.max_examples, self.device))
-        x, y = self._compute_features(data, choose_by_class(data.splits["labeled"], self.max_examples, seed))
+        labeled = choose_by_class(data.splits["labeled"], self.max_examples, seed)
+        x, y = self._compute_features(self.backbone, data, labeled)
         others, left = None, self.max_examples - len(x)
         if self.head.learns_from_unlabeled and len(unlabeled) and left > 0:
-            chosen = unlabeled if len(unlabeled) <= left else choose_at_random(unlabeled, left, seed)
-            others, _ = self._compute_features(data, chosen)
-        self.head.fit(x, y, others, self.num_classes).to(self.device)
+            if len(unlabeled) > left:
+                unlabeled = choose_at_random(unlabeled, left, seed)
+            others, _ = self._compute_features(self.backbone, data, unlabeled)
+        if isinstance(self.head, CoTrainedRegression):
+            second = None if others is None else self._read_second_view(self.head, data, labeled, unlabeled)
+            self.head.fit(x, y, others, self.num_classes, second).to(self.device)
+        else:
+            self.head.fit(x, y, others, self.num_classes).to(self.device)
         also = "" if others is None else f" and {len(others):,} unlabeled examples"
         rank_zero_info(
             f"{self.classifier_name} is fitted to {len(y):,} labels{also}, {x.shape[1]:,} features each, in "
             f"{time.monotonic() - begin:.1f} s."
         )
 
-    def _compute_features(self, data: FewLabelData, split: Split) -> tuple[Tensor, Tensor]:
+    def _read_second_view(
+        self, head: CoTrainedRegression, data: FewLabelData, labeled: Split, unlabeled: Split
+    ) -> SecondView:
+        """Return the second view of labeled and unlabeled examples, by a backbone that reads the same inputs."""
+        encoder, _ = build_encoder(head.second_view, self.backbone.input_spec)
+        encoder.requires_grad_(False).to(self.device)
+        encoder.fit_inputs(batch.x for batch in data.training_batches(self.max_examples, self.device))
+        views = [self._compute_features(encoder, data, split)[0] for split in (labeled, unlabeled)]
+        return SecondView(views[0], views[1], encoder.gives_counts)
+
+    def _compute_features(self, encoder: Encoder, data: FewLabelData, split: Split) -> tuple[Tensor, Tensor]:
         """Return the features of the readable examples of a split, float32 (N, F), and their targets, on the CPU."""
-        if (size := 4 * len(split) * self.backbone.num_features) > MOST:
+        if (size := 4 * len(split) * encoder.num_features) > MOST:
             raise InputError(
-                f"{len(split):,} examples with {self.backbone.num_features:,} features each take {size / 1e9:.0f} GB: "
+                f"{len(split):,} examples with {encoder.num_features:,} features each take {size / 1e9:.0f} GB: "
                 "lower max_examples, or use a backbone with fewer features"
             )
         plugin = self.trainer.precision_plugin
         data.splits[_CHOSEN] = split
         try:
-            if self._caches:
+            if encoder is self.backbone and self._caches:
                 precision = str(self.trainer.precision)
                 context = plugin.forward_context()
-                x = features(self.backbone, data, _CHOSEN, precision=precision, context=context)
+                x = features(encoder, data, _CHOSEN, precision=precision, context=context)
                 if x is not None:
                     return x.float(), data.make_targets(split.labels)
-            with eval_mode(self.backbone), plugin.forward_context():
+            with eval_mode(encoder), plugin.forward_context():
                 batches = data.batches_of(_CHOSEN, self.device)
-                pairs = [(self.backbone(batch.x).float().cpu(), batch.y.cpu()) for batch in batches]
+                pairs = [(encoder(batch.x).float().cpu(), batch.y.cpu()) for batch in batches]
         finally:
             del data.splits[_CHOSEN]
         return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
@@ -214,7 +234,7 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
 
 def _check_pixel_classifier(classifier: Classifier | None, whiten: int | None) -> None:
     """Refuse what pixels of masks have not."""
-    if not isinstance(classifier, LinearClassifier | None):
+    if not isinstance(classifier, LinearClassifier | None) or isinstance(classifier, CoTrainedRegression):
         raise InputError(
             f"classifier is {type(classifier).__name__}, and the examples have masks: give LogisticRegression, Ridge "
             "or NearestClassMean"

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sft_lightning.classifiers.logistic_regression import make_logistic_regression
 from sft_lightning.solver.labels import LabeledSource
-from sft_lightning.solver.recipes import Space, make_logistic_regression
+from sft_lightning.solver.space import Space
 
 _LEAST = 100  # unlabeled examples whose shares of classes mean something
 _UNEVEN = 0.25  # share of the unlabeled examples that would have to change class to be spread like the labels
@@ -68,7 +69,7 @@ def predict_shares(space: Space, source: LabeledSource) -> ClassShares | None:
     if source.task.has_thresholds or len(space.pool) < _LEAST:
         return None
     classes = source.data.num_classes
-    classifier = make_logistic_regression(space).fit(space.labeled, source.labels, num_classes=classes)
+    classifier = make_logistic_regression(space.has_counts).fit(space.labeled, source.labels, num_classes=classes)
     found = torch.cat([classifier.predict(x) for x in space.pool.split(4096)]).bincount(minlength=classes)
     counts = source.labels.bincount(minlength=classes).double()
     found = found.double() + (counts > 0)  # a class that seems absent counts a little

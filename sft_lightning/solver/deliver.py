@@ -17,8 +17,9 @@ from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.temperature import CrossFittedTemperature, write_temperature
 from sft_lightning.selection import kmeans_centers
 from sft_lightning.solver.labels import LabeledSource
-from sft_lightning.solver.recipes import Recipe, Space, get_run, train
+from sft_lightning.solver.recipes import Recipe, get_run, train
 from sft_lightning.solver.scoring import calibrate
+from sft_lightning.solver.space import Space
 from sft_lightning.study.folds import compute_logits, predict_split
 from sft_lightning.tasks.base import Task
 from sft_lightning.utils.atomic import write_text

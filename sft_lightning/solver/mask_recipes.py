@@ -9,8 +9,9 @@ from sft_lightning.classifiers import LogisticRegression
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
+from sft_lightning.solver.cross_fits import list_folds
 from sft_lightning.solver.labels import LabeledSource
-from sft_lightning.solver.recipes import Recipe, list_folds
+from sft_lightning.solver.recipes import Recipe
 from sft_lightning.tasks.pixel_samples import sample_pixels
 from sft_lightning.transfer.candidates import Candidate, load_candidate
 from sft_lightning.transfer.vectors import choose_device

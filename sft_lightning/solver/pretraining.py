@@ -6,7 +6,8 @@ from pathlib import Path
 from sft_lightning.runs.checkpoints import find_newest_checkpoint
 from sft_lightning.runs.paths import LOGS, list_versions
 from sft_lightning.solver.labels import LabeledSource
-from sft_lightning.solver.recipes import Space, fit, get_run
+from sft_lightning.solver.recipes import fit, get_run
+from sft_lightning.solver.space import Space
 from sft_lightning.utils.atomic import write_json
 from sft_lightning.utils.json_files import read_json_object
 

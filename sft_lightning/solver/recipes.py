@@ -2,41 +2,29 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sft_lightning.classifiers import Classifier, ComplementNaiveBayes, LogisticRegression
-from sft_lightning.classifiers.base import count_classes, count_sets
-from sft_lightning.classifiers.label_spreading import (
-    choose_neighbors,
-    count_effective_classes,
-    normalize_graph,
-    spread_labels,
-    spread_sets,
-)
-from sft_lightning.classifiers.neighbors import find_neighbors
-from sft_lightning.classifiers.smoothed_regression import NEIGHBORS as SMOOTHING_NEIGHBORS, multiply
-from sft_lightning.classifiers.whitening import WhitenedPCA
+from sft_lightning.classifiers import Classifier, ComplementNaiveBayes
+from sft_lightning.classifiers.logistic_regression import make_logistic_regression
 from sft_lightning.cli.lightning_cli import SFTCLI, run as command
 from sft_lightning.cli.logging import silence_logs, silence_third_party
 from sft_lightning.cli.process_state import preserve_process
-from sft_lightning.data.eval_batches import choose_at_random
-from sft_lightning.data.few_label_datamodule import FewLabelDataModule
-from sft_lightning.data.splits import Split
-from sft_lightning.networks.encoder import Encoder
-from sft_lightning.paradigms.feature_cache import features
+from sft_lightning.solver.cross_fits import (
+    cross_fit_classifier,
+    cross_fit_co_training,
+    cross_fit_smoothing,
+    cross_fit_spreading,
+)
 from sft_lightning.solver.labels import LabeledSource
+from sft_lightning.solver.space import MAX_GRAPH, Space
 from sft_lightning.study.folds import predict_split
-from sft_lightning.transfer.candidates import Candidate
-from sft_lightning.transfer.vectors import choose_device, stack_vectors
 
-_CHOSEN = "chosen"  # name of a split whose vectors are computed
-MAX_GRAPH = 20_000  # examples of a graph, labeled ones first
 QUIET = (
     "--trainer.enable_progress_bar=false",
     "--trainer.limit_val_batches=0",
@@ -47,82 +35,6 @@ BATCH = 32
 _START_RATE, _RANDOM_RATE = 0.0003, 0.002  # learning rates from a start, and from random weights
 # Unlabeled examples for each labeled one: of networks pre-trained here, on small inputs, and of others.
 _SMALL_RATIO, _LARGE_RATIO = 7, 3
-
-
-@dataclass
-class Space:
-    """Vectors of all examples of a source.
-
-    Attributes:
-        name: Name for readers, such as `pixels`.
-        argv: Options of a model that takes the same features.
-        components: Number of whitened principal components of a graph.
-        backbone: Network, or None for pixels.
-        saw_pool: Whether the network has learned from the unlabeled examples.
-        is_large: Whether the network is one of a library.
-        is_random: Whether the network has random weights, which trainings alone start from.
-        digest: SHA-256 of the file of weights; empty for published ones and pixels.
-        shrinks: Start with its size where trainings may see smaller images; None where they may not.
-        has_counts: Whether the vectors are counts or weights of what the inputs consist of, such as words.
-        source: Source as the network sees it, after `read`.
-        labeled: Vectors of the labeled examples, (N, F).
-        pool: Vectors of unlabeled examples, (M, F).
-        pool_positions: Their positions in the unlabeled split, int64, (M,).
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    components: int
-    backbone: Encoder | None = None
-    saw_pool: bool = False
-    is_large: bool = False
-    digest: str = ""
-    shrinks: Candidate | None = None
-    is_random: bool = False
-    has_counts: bool = False
-    source: LabeledSource | None = None
-    labeled: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    pool: Tensor = field(default_factory=lambda: torch.empty(0, 0))
-    pool_positions: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-
-    @property
-    def is_network(self) -> bool:
-        """Whether a network gives the vectors, which can be trained further."""
-        return self.backbone is not None and not self.has_counts
-
-    def read(self, source: LabeledSource) -> None:
-        """Compute the vectors, of at most 20,000 examples.
-
-        Args:
-            source: Source whose examples to read, as the network sees them.
-        """
-        self.source, data = source, source.data
-        count, most = len(source.labels), max(MAX_GRAPH, len(source.labels))
-        device = torch.device("cpu") if self.backbone is None else choose_device()
-        if self.backbone is not None:
-            self.backbone.to(device)
-            self.backbone.fit_inputs(batch.x for batch in data.training_batches(most, device))
-        unlabeled = data.splits["unlabeled"]
-        position = {index: i for i, index in enumerate(unlabeled.indices)}
-        chosen = choose_at_random(unlabeled, most - count, data.request.seed)
-        self.labeled, _ = self._compute(data.splits["labeled"], data, device)
-        self.pool, at = self._compute(chosen, data, device)
-        self.pool_positions = torch.tensor([position[chosen.indices[i]] for i in at.tolist()], dtype=torch.int64)
-
-    def _compute(self, split: Split, data: FewLabelDataModule, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the vectors of a split, (N, F), and their positions in it, (N,); features are kept on the disk."""
-        if not len(split):
-            return torch.empty(0, self.labeled.shape[1]), torch.empty(0, dtype=torch.int64)
-        data.splits[_CHOSEN] = split
-        try:
-            if self.is_network and self.backbone is not None:
-                made = features(self.backbone, data, _CHOSEN)
-                if made is not None:
-                    return made.float(), torch.arange(len(made))
-            x, _, at = stack_vectors(data.batches_of(_CHOSEN, device), data, self.backbone)
-        finally:
-            del data.splits[_CHOSEN]
-        return x, at
 
 
 @dataclass(frozen=True)
@@ -162,10 +74,10 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
         # Features of a start that saw the pool without labels depend on it, too.
         return Recipe(
             f"{name} on {space.name}", space.saw_pool, argv,
-            cross_fit=lambda source: _cross_fit_classifier(space.labeled, source, make),
+            cross_fit=lambda source: cross_fit_classifier(space.labeled, source, make),
         )  # fmt: skip
 
-    make = partial(make_logistic_regression, space)
+    make = partial(make_logistic_regression, space.has_counts)
     recipes = [recipe("logistic regression", make)]
     if space.has_counts:
         settings = "--model.classifier.strength=10", "--model.classifier.standardize=false"
@@ -173,23 +85,18 @@ def make_classifiers(space: Space, source: LabeledSource) -> list[Recipe]:
     if source.pool_size:
         graph = ("--model.classifier=LabelSpreading", f"--model.whiten={space.components}")
         argv = (*base, *graph, f"--model.max_examples={MAX_GRAPH}")
-        recipes.append(
-            Recipe(f"label spreading on {space.name}", True, argv, cross_fit=lambda source: _spread(space, source))
-        )
+        name = f"label spreading on {space.name}"
+        recipes.append(Recipe(name, True, argv, cross_fit=lambda source: cross_fit_spreading(space, source)))
     if source.pool_size and space.backbone is not None and not space.has_counts:  # pixels and words lie too far apart
         argv = (*base, "--model.classifier=SmoothedLogisticRegression", f"--model.max_examples={MAX_GRAPH}")
         name = f"smoothed logistic regression on {space.name}"
-        recipes.append(Recipe(name, True, argv, cross_fit=lambda source: _smooth(space, source)))
+        recipes.append(Recipe(name, True, argv, cross_fit=lambda source: cross_fit_smoothing(space, source)))
+    if space.second is not None and source.targets.ndim == 1:
+        second = f"--model.classifier.second_view={source.modality.solve.second_view}"
+        argv = (*base, "--model.classifier=CoTrainedRegression", second, f"--model.max_examples={MAX_GRAPH}")
+        name = f"co-trained regression on {space.name}"
+        recipes.append(Recipe(name, True, argv, cross_fit=lambda source: cross_fit_co_training(space, source)))
     return recipes
-
-
-def make_logistic_regression(space: Space) -> LogisticRegression:
-    """Return logistic regression as it suits the vectors of a space.
-
-    Args:
-        space: Vectors to learn from.
-    """
-    return LogisticRegression(strength=10, standardize=False) if space.has_counts else LogisticRegression()
 
 
 def make_trainings(space: Space, source: LabeledSource, steps: int) -> list[Recipe]:
@@ -312,61 +219,3 @@ def fit(argv: list[str], name: str) -> SFTCLI:
 def get_run(cli: SFTCLI) -> Path:
     """Return the folder of a training."""
     return Path(str(cli.trainer.log_dir))
-
-
-def list_folds(source: LabeledSource) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number of each division, and which labeled examples each of its folds holds out, bool, (N,)."""
-    for number, division in enumerate(source.divisions):
-        for fold in range(int(division.max()) + 1):
-            yield number, torch.from_numpy(division == fold)
-
-
-def _cross_fit_classifier(x: Tensor, source: LabeledSource, make: Callable[[], Classifier]) -> Tensor:
-    probabilities = torch.full((len(source.divisions), len(x), source.data.num_classes), float("nan"))
-    for number, held in list_folds(source):
-        classifier = make().fit(x[~held], source.targets[~held], num_classes=source.data.num_classes)
-        probabilities[number, held] = classifier.predict_proba(x[held])
-    return probabilities
-
-
-def _spread(space: Space, source: LabeledSource) -> Tensor:
-    """Spread the labels of the other folds over one graph, whose search for neighbors is most of the work.
-
-    A held-out example gets the mean of its neighbors, without its own value in the graph: as the delivered model
-    classifies new examples. Values in the graph would be right about a point more often.
-    """
-    every = torch.cat([space.labeled, space.pool])
-    z = torch.nn.functional.normalize(WhitenedPCA(space.components).fit(every.split(4096)).transform(every), dim=1)
-    has_sets = source.targets.ndim == 2
-    counts = (count_sets if has_sets else count_classes)(source.targets, source.data.num_classes)
-    neighbors = choose_neighbors(len(z), count_effective_classes(counts))
-    nearest = find_neighbors(z, z, neighbors, exclude_self=True)
-    graph = normalize_graph(nearest)
-    count, classes = len(space.labeled), source.data.num_classes
-    probabilities = torch.full((len(source.divisions), count, classes), float("nan"))
-    for number, held in list_folds(source):
-        known = (~held).nonzero()[:, 0]
-        own = source.targets[known]
-        spread = spread_sets(graph, known, own) if has_sets else spread_labels(graph, known, own, classes)
-        probabilities[number, held] = spread[nearest[:count][held]].mean(1)
-    return probabilities
-
-
-def _smooth(space: Space, source: LabeledSource) -> Tensor:
-    """Smooth logistic regression over neighbors, among which a held-out example has no label and is not its own."""
-    every = torch.cat([space.labeled, space.pool])
-    z, count = torch.nn.functional.normalize(every, dim=1), len(space.labeled)
-    k = max(1, min(SMOOTHING_NEIGHBORS, len(every) // 2))
-    nearest = find_neighbors(z[:count], z, min(k + 1, len(every)))
-    is_other = nearest != torch.arange(count)[:, None]
-    nearest = nearest.gather(1, is_other.long().argsort(dim=1, descending=True, stable=True)[:, :k])
-    classes = source.data.num_classes
-    probabilities = torch.full((len(source.divisions), count, classes), float("nan"))
-    for number, held in list_folds(source):
-        known = source.targets[~held]
-        linear = LogisticRegression().fit(space.labeled[~held], known, num_classes=classes)
-        votes = linear.predict_proba(every)
-        votes[:count][~held] = (known if linear.has_sets else torch.nn.functional.one_hot(known, classes)).float()
-        own, neighbors = linear.predict_proba(space.labeled[held]), votes[nearest[held]].mean(1)
-        probabilities[number, held] = multiply(own, neighbors, linear)
-    return probabilities

@@ -10,7 +10,7 @@ from sft_lightning.networks.weights import find_weights
 from sft_lightning.paradigms.feature_cache import count_kept
 from sft_lightning.runs.lineage import hash_file
 from sft_lightning.solver.labels import LabeledSource
-from sft_lightning.solver.recipes import MAX_GRAPH
+from sft_lightning.solver.space import MAX_GRAPH
 from sft_lightning.solver.speed import measure_seconds
 from sft_lightning.transfer.candidates import Candidate, load_candidate, read_chain
 from sft_lightning.utils.errors import InputError

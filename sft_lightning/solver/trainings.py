@@ -19,7 +19,8 @@ from sft_lightning.solver.plan import (
     plan_halving,
     predict_halving,
 )
-from sft_lightning.solver.recipes import Recipe, Space, make_trainings
+from sft_lightning.solver.recipes import Recipe, make_trainings
+from sft_lightning.solver.space import Space
 from sft_lightning.solver.speed import measure_seconds
 from sft_lightning.solver.starts import SIZES, estimate_fill
 from sft_lightning.solver.trials import Result, Trials

@@ -34,8 +34,9 @@ from sft_lightning.solver.plan import (
     format_seconds,
 )
 from sft_lightning.solver.pretraining import count_batch, pretrain
-from sft_lightning.solver.recipes import MAX_GRAPH, Recipe, Space, make_classifiers
+from sft_lightning.solver.recipes import Recipe, make_classifiers
 from sft_lightning.solver.scoring import score_held_out
+from sft_lightning.solver.space import MAX_GRAPH, Space
 from sft_lightning.solver.speed import measure_seconds, predict_graph
 from sft_lightning.solver.starts import Start, load_start
 from sft_lightning.transfer.candidates import Candidate
@@ -237,7 +238,10 @@ class Trials(JudgedRecipes[Result]):
         argv = (f"--model.backbone={start.backbone.name}", f"--model.weights={weights}")
         shrinks = start.candidate if start.takes_smaller and self.source.modality.solve.has_sides else None
         known = start.saw_pool, start.is_large, start.digest, shrinks
-        self._judge_space(Space(str(start.candidate), argv, 128, start.backbone, *known))
+        space = Space(str(start.candidate), argv, 128, start.backbone, *known)
+        if name := self.source.modality.solve.second_view:
+            space.second_view, _ = build_encoder(name, start.backbone.input_spec)
+        self._judge_space(space)
         if start.backbone.misfits:
             self.report(f"  {start.candidate}: of another shape, so randomly initialized: {start.backbone.misfits[0]}")
 
@@ -289,12 +293,14 @@ class Trials(JudgedRecipes[Result]):
         self._add_space(space.name, time.monotonic() - begin)
 
     def find_default(self, positions: Sequence[int]) -> int | None:
-        """Return the place of logistic regression on the best start that has not seen the pool, smoothed if among them.
+        """Return the place of the regression that learns from most, on the best start that has not seen the pool.
+
+        That is co-trained regression where examples have a second view, or else a smoothed or a plain one.
 
         Over draws of few labels from eight sources, none of the other classifiers was so rarely far from the best
         (`scripts/bench/choice_rules.py`).
         """
-        for kind in ("smoothed logistic regression", "logistic regression"):
+        for kind in ("co-trained regression", "smoothed logistic regression", "logistic regression"):
             own = [place for place, i in enumerate(positions) if self._is_default(self.results[i], kind)]
             if own:
                 return max(own, key=lambda place: self.results[positions[place]].estimate.mean)

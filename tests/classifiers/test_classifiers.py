@@ -12,6 +12,7 @@ from sft_lightning import classifiers
 from sft_lightning.classifiers import (
     Classifier,
     ComplementNaiveBayes,
+    CoTrainedRegression,
     KNearestNeighbors,
     LabelSpreading,
     LinearClassifier,
@@ -37,7 +38,8 @@ def blobs(count: int = 60, classes: int = 3, seed: int = 0, distance: float = 4.
 
 
 def test_all_classifiers_are_tested() -> None:
-    named = {type(classifier).__name__ for classifier in [*ALL, ComplementNaiveBayes()]}  # which takes counts alone
+    others = [ComplementNaiveBayes(), CoTrainedRegression()]  # which take counts alone, and a second view
+    named = {type(classifier).__name__ for classifier in [*ALL, *others]}
     assert named == set(classifiers.__all__)
 
 

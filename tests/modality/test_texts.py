@@ -158,7 +158,8 @@ def test_pretraining_and_classifiers_without_training(table: Path, workdir: Path
     graph = ["--model.classifier=LabelSpreading", "--model.whiten=32"]
     run("fit", "--run_name=graph", *frozen, "--model.backbone=bag_of_words", *graph)
     run("fit", "--run_name=bayes", *frozen, "--model.backbone=tfidf", "--model.classifier=ComplementNaiveBayes")
-    for name in ("linear", "graph", "bayes"):
+    run("fit", "--run_name=taught", *frozen, start, "--model.classifier=CoTrainedRegression")
+    for name in ("linear", "graph", "bayes", "taught"):
         metrics = {row["metric"]: row["value"] for row in read_rows(f"lightning_logs/{name}/version_0/metrics.csv")}
         assert float(metrics["val/accuracy"]) > 0.6
 

@@ -11,7 +11,7 @@ from sft_lightning import solve
 from sft_lightning.solver import class_shares
 from sft_lightning.solver.class_shares import ClassShares, predict_shares
 from sft_lightning.solver.labels import read_source
-from sft_lightning.solver.recipes import Space
+from sft_lightning.solver.space import Space
 
 
 def test_labels_weigh_what_their_class_is_worth() -> None:

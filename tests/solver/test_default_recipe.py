@@ -11,7 +11,8 @@ from sft_lightning.networks.build import build_encoder
 from sft_lightning.solver.deliver import Delivery
 from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.plan import Plan
-from sft_lightning.solver.recipes import Recipe, Space
+from sft_lightning.solver.recipes import Recipe
+from sft_lightning.solver.space import Space
 from sft_lightning.solver.trials import Result, Trials
 from sft_lightning.solver.verdict import format_verdict
 from sft_lightning.study.judge import Estimate

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from sft_lightning.solver import recipes
 from sft_lightning.solver.deliver import NEXT, choose_next, measure_certainty
 from sft_lightning.solver.labels import read_source
-from sft_lightning.solver.recipes import Space
+from sft_lightning.solver.space import Space
 from sft_lightning.tasks.classification import Classification
 
 

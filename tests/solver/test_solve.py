@@ -22,6 +22,7 @@ from sft_lightning.networks.weights import read_weights
 from sft_lightning.solver import plan, recipes, trainings, trials
 from sft_lightning.solver.deliver import EXPORTS, ONNX
 from sft_lightning.solver.labels import read_source
+from sft_lightning.solver.space import Space
 from sft_lightning.utils.errors import InputError, StoppedBySignal
 
 SHORT: dict[str, Any] = {"num_labels": 20, "minutes": 0.1}
@@ -95,7 +96,7 @@ def test_no_fold_learns_a_label_that_it_is_judged_by(tmp_path: Path) -> None:
 def test_a_wrong_label_does_not_judge_itself(tmp_path: Path) -> None:
     """Each probability comes from the other folds: the label of the example itself has no say."""
     source = read_source("sample", tmp_path, 20, None, 0, "data")
-    space = recipes.Space("pixels", ("--model.backbone=pixels",), 16)
+    space = Space("pixels", ("--model.backbone=pixels",), 16)
     space.read(source)
     for recipe in recipes.make_classifiers(space, source):
         before = recipes.cross_fit(recipe, source, "x", print)
@@ -115,7 +116,7 @@ def test_a_wrong_label_does_not_judge_itself(tmp_path: Path) -> None:
 def test_label_spreading_is_judged_by_the_rule_for_new_images(tmp_path: Path) -> None:
     """A held-out label is predicted as the delivered model predicts an image that is not in its graph."""
     source = read_source("sample", tmp_path, 40, None, 0, "data")
-    space = recipes.Space("pixels", ("--model.backbone=pixels",), 64)
+    space = Space("pixels", ("--model.backbone=pixels",), 64)
     space.read(source)
     judged = recipes.cross_fit(recipes.make_classifiers(space, source)[1], source, "x", print)
     known, held = (torch.from_numpy(rows) for rows in (source.folds != 0, source.folds == 0))
@@ -130,7 +131,7 @@ def test_smoothing_is_judged_by_the_rule_for_new_images(tmp_path: Path) -> None:
     """A held-out example has no vote, and neighbors of the other folds vote with their labels."""
     source = read_source("sample", tmp_path, 40, None, 0, "data")
     backbone, _ = build_encoder("conv", source.data.input_spec)
-    space = recipes.Space("conv", ("--model.backbone=conv",), 64, backbone)
+    space = Space("conv", ("--model.backbone=conv",), 64, backbone)
     space.read(source)
     judged = recipes.cross_fit(recipes.make_classifiers(space, source)[2], source, "x", print)
     held = torch.from_numpy(source.folds == 0)

@@ -14,9 +14,10 @@ from sft_lightning.__main__ import main
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.runs.temperature import read_temperature
 from sft_lightning.solver.labels import LabeledSource, read_source
-from sft_lightning.solver.recipes import Space, make_trainings
+from sft_lightning.solver.recipes import make_trainings
 from sft_lightning.solver.scoring import calibrate, score_held_out
 from sft_lightning.solver.solution import Solution
+from sft_lightning.solver.space import Space
 from sft_lightning.tasks.multi_label import MultiLabel
 from sft_lightning.tasks.multi_label_metrics import compute_example_f1, fit_shared_threshold
 from sft_lightning.utils.errors import InputError

@@ -20,7 +20,8 @@ from sft_lightning.solver import plan, starts, trainings, trials
 from sft_lightning.solver.find_starts import FoundStart, check_knowledge, find_starts
 from sft_lightning.solver.labels import LabeledSource, read_source
 from sft_lightning.solver.plan import Plan
-from sft_lightning.solver.recipes import Recipe, Space, fit, get_run
+from sft_lightning.solver.recipes import Recipe, fit, get_run
+from sft_lightning.solver.space import Space
 from sft_lightning.transfer.candidates import Candidate, read_chain
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ def _dampen(counts: Tensor) -> Tensor:
 class BagOfWords(TextEncoder):
     """Counts of hashed words without any weights: 1 + log of each count, at length 1."""
 
+    gives_counts: ClassVar[bool] = True
     num_features = _BINS
 
     def __init__(self, spec: InputSpec) -> None:
@@ -67,6 +69,7 @@ class TfIdf(TextEncoder):
     `tokenizer` is `words:1048576`.
     """
 
+    gives_counts: ClassVar[bool] = True
     num_features = _BINS
     words: Tensor
     weights: Tensor
