@@ -3,17 +3,25 @@
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from sft_lightning import solve
 from sft_lightning.__main__ import main
+from sft_lightning.classifiers import CoTrainedRegression
+from sft_lightning.classifiers.co_trained_regression import SecondView
 from sft_lightning.data.open_data import find_modality, open_data
 from sft_lightning.solver import trainings
 from sft_lightning.solver.deliver import EXPORTS, ONNX
 from sft_lightning.solver.labels import read_source
-from sft_lightning.solver.starts import estimate_fill
+from sft_lightning.solver.plan import Plan
+from sft_lightning.solver.recipes import train
+from sft_lightning.solver.starts import estimate_fill, load_start
+from sft_lightning.solver.trials import Trials
+from sft_lightning.transfer.candidates import Candidate
 from sft_lightning.utils.errors import InputError
 from tests.modality.test_texts import COMMON, WORDS, make_texts
 from tests.networks.text.test_text_backbones import write_bert
@@ -120,6 +128,39 @@ def test_a_sentence_encoder_is_a_start(
     assert "logistic regression on hf/bert (published)" in result.summary["recipes"]
     assert any(name.startswith("fine-tuning from hf/bert") for name in result.summary["recipes"]), result.summary
     assert "features of 600 texts at 128 tokens from hf/bert" in capsys.readouterr().err
+
+
+def test_co_training_is_judged_as_it_is_delivered(workdir: Path) -> None:
+    """A held-out text has no say, and the delivered run learns from the same words as the judged one."""
+    write_table(workdir / "texts.csv", 4)
+    write_bert(workdir / "bert", [*{word for words in WORDS.values() for word in words}, *COMMON])
+    source = read_source("texts.csv", Path("out"), None, None, 0, "data", None, False)
+    trials = Trials(source, Plan(workdir / "plan.json", source.key, 1e6), "mine", workdir, lambda text: None)
+    trials.judge_start(load_start(Candidate("hf/bert", "default"), source, 1e6))
+    position = next(i for i, one in enumerate(trials.results) if one.recipe.name.startswith("co-trained"))
+    recipe, space = trials.results[position].recipe, trials.results[position].space
+    assert trials.find_default(range(len(trials.results))) == position
+    assert recipe.uses_unlabeled
+    seen = space.source
+    assert seen is not None
+    assert space.second is not None
+    assert space.second.has_counts
+    held, names = torch.from_numpy(seen.folds == 0), len(seen.data.class_names)
+    second = SecondView(space.second.labeled[~held], space.second.unlabeled, True)
+    fitted = CoTrainedRegression().fit(space.labeled[~held], seen.labels[~held], space.pool, names, second)
+    judged = trials.results[position].probabilities[0, held]
+    # Held-out texts are neighbors without a label, so that the two are close but not equal.
+    assert (judged - fitted.predict_proba(space.labeled[held])).abs().max() < 0.02
+    labels, labeled = seen.data.splits["labeled"].part.labels, seen.data.splits["labeled"].indices
+    positions = [labeled[i] for i in held.nonzero()[:, 0].tolist()]
+    kept = labels[positions].clone()
+    labels[positions] = (kept + 1) % names
+    assert recipe.cross_fit is not None
+    assert torch.equal(recipe.cross_fit(replace(seen))[0, held], judged)
+    labels[positions] = kept
+    cli = train(recipe, seen, None, "delivered")
+    whole = CoTrainedRegression().fit(space.labeled, seen.labels, space.pool, names, space.second)
+    assert torch.allclose(cli.model.head.weight, whole.weight, atol=1e-3)
 
 
 def test_short_texts_take_less_time_than_the_longest_that_could_come(workdir: Path) -> None:
