@@ -25,7 +25,7 @@ from sft_lightning.detection.bootstrap import (
     average_classes,
     bootstrap_map,
     compare_maps,
-    draw_images,
+    draw_examples,
     measure_map,
 )
 
@@ -70,7 +70,7 @@ def measure(skill: float, images: int, repeats: int, draws: int, truth: tuple[fl
     for seed in range(repeats):
         ours, equal = draw_detectors(images, skill, 0.0, draw)
         low, high = bootstrap_map(ours, draws, seed)
-        values = average_classes(ours, draw_images(images, draws, seed, None))
+        values = average_classes(ours, draw_examples(images, draws, seed, None))
         below, above = np.nanquantile(values, [0.025, 0.975])
         same = compare_maps(ours, equal, draws, seed)
         lead = compare_maps(*draw_detectors(images, skill, LEAD, draw), draws, seed)

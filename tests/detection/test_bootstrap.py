@@ -13,7 +13,7 @@ from sft_lightning.detection.bootstrap import (
     bootstrap_map,
     collect_matches,
     compare_maps,
-    draw_images,
+    draw_examples,
     measure_map,
 )
 from sft_lightning.detection.metrics import DetectionMetrics
@@ -88,16 +88,16 @@ def test_two_detectors_are_compared_on_the_same_draws() -> None:
     # Images of one draw differ by much more than the two detectors on them do.
     low, high = bootstrap_map(better, seed=3)
     assert ahead.high - ahead.low < 0.8 * 2**0.5 * (high - low)
-    with pytest.raises(ValueError, match="images with other objects"):
+    with pytest.raises(ValueError, match="examples with other objects"):
         compare_maps(better, draw_detectors(60, 0.5, 1.0, np.random.default_rng(4))[0])
 
 
 def test_images_of_a_group_are_drawn_together() -> None:
     groups = ["b", "a", "b", "c"]
-    times = draw_images(4, 50, 0, groups)
+    times = draw_examples(4, 50, 0, groups)
     assert np.array_equal(times[:, 0], times[:, 2])
     assert set(times[:, [1, 2, 3]].sum(1)) == {3}
-    assert np.array_equal(draw_images(4, 50, 0, None).sum(1), np.full(50, 4))
+    assert np.array_equal(draw_examples(4, 50, 0, None).sum(1), np.full(50, 4))
     records, _ = draw_detectors(40, 0.5, 0.0, np.random.default_rng(2))
     wide, narrow = (bootstrap_map(records, groups=g) for g in ([str(k // 10) for k in range(40)], None))
     assert wide[1] - wide[0] > narrow[1] - narrow[0]
