@@ -73,7 +73,8 @@ def measure(skill: float, images: int, repeats: int, draws: int, truth: tuple[fl
         values = average_classes(ours, draw_examples(images, draws, seed, None))
         below, above = np.nanquantile(values, [0.025, 0.975])
         same = compare_maps(ours, equal, draws, seed)
-        lead = compare_maps(*draw_detectors(images, skill, LEAD, draw), draws, seed)
+        ahead, behind = draw_detectors(images, skill, LEAD, draw)
+        lead = compare_maps(ahead, behind, draws, seed)
         for name, value in {
             "bias": measure_map(ours) - base,
             "covered": low <= base <= high,

@@ -193,7 +193,7 @@ def average_classes(records: MatchRecords, times: Array) -> Array:
         records: Matches from `collect_matches`.
         times: How often each draw takes each example, (D, N).
     """
-    shown = np.flatnonzero(records.objects.sum(0))
+    shown = np.flatnonzero(records.objects.sum(0)).tolist()
     size = max(1, _CELLS // max(1, len(records.example)))
     means = []
     for some in np.split(times, range(size, len(times), size)):

@@ -89,8 +89,8 @@ class RollBack(Callback):
         self._displaced = []
         data = few_label_data(trainer)
         self._is_judged = bool(getattr(trainer, "fast_dev_run", False))
-        learns = isinstance(pl_module, LearnsFromUnlabeled) and data is not None and not self._is_judged
-        if learns and trainer.global_step == 0 and not len(known_splits(trainer).get("val", ())):
+        starts = data is not None and not self._is_judged and trainer.global_step == 0
+        if starts and isinstance(pl_module, LearnsFromUnlabeled) and not len(known_splits(trainer).get("val", ())):
             rank_zero_info(
                 "Unlabeled examples: no label is held out (val_size), so this run cannot notice if they do harm"
                 f"{pl_module.judge.remedy}."
