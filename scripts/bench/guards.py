@@ -58,8 +58,9 @@ from torch import Tensor
 
 from sft_lightning import ImageDataModule, SemiSupervisedModule, WarmupCosine, WeakView
 from sft_lightning.losses import unlabeled
-from sft_lightning.training.callbacks.roll_back import RollBack, mcnemar
+from sft_lightning.training.callbacks.roll_back import RollBack
 from sft_lightning.training.ema import EMA
+from sft_lightning.training.judges import mcnemar
 
 STRATEGIES = {
     "FreeMatch": {"momentum": 0.99},

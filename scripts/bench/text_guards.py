@@ -28,7 +28,8 @@ from torch import Tensor
 
 from sft_lightning import SemiSupervisedModule, TextDataModule, WarmupCosine
 from sft_lightning.losses import unlabeled
-from sft_lightning.training.callbacks.roll_back import RollBack, mcnemar
+from sft_lightning.training.callbacks.roll_back import RollBack
+from sft_lightning.training.judges import mcnemar
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "UDA": {}, "FixMatch": {}, "AdaMatch": {"momentum": 0.99}, "SoftMatch": {"momentum": 0.99},

@@ -102,7 +102,9 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "Optimization": ("optimizer", "lr_scheduler", "on_nonfinite", "nonfinite_limit"),
     },
     "SemiSupervisedDetector": {
-        "Unlabeled examples": ("threshold", "lambda_u", "burn_in_steps", "ema_decay", "learn_pseudo_corners"),
+        "Unlabeled examples": (
+            "threshold", "lambda_u", "burn_in_steps", "ema_decay", "learn_pseudo_corners", "control",
+        ),
     },
     "FineTuneClassifier": {
         "Network": ("backbone", "mean", "std", "compile"),

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
 
 from sft_lightning.detection.base import Boxes, DetectionHead, list_images
+from sft_lightning.utils.distributed import is_distributed, sum_over_ranks
 
 
 class Width(nn.Module):
@@ -77,3 +79,20 @@ class DenseHead(DetectionHead):
         anchors_by_level = [list(one.split(sizes)) for one in anchors]
         found: list[Boxes] = self.detector.postprocess_detections(by_level, anchors_by_level, images.image_sizes)
         return found
+
+
+def divide_by_all(losses: dict[str, Tensor], matched: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Divide losses by the matched places of all processes in place of those of one, as FCOS does (Tian et al. 2019).
+
+    DDP takes the mean of the gradients of the processes, so that two of them learn what one does with their batches
+    together, however many objects each has.
+
+    Args:
+        losses: Sums over the places of a batch, divided by the number of those that are matched, at least 1.
+        matched: Object of each place of each image, negative where it has none.
+    """
+    if not is_distributed():
+        return losses
+    own = torch.stack([(one >= 0).sum() for one in matched]).sum().to(torch.float32)
+    every, world = sum_over_ranks(own).clamp_min(1), distributed.get_world_size()
+    return {name: loss * own.clamp_min(1).to(loss) * world / every.to(loss) for name, loss in losses.items()}

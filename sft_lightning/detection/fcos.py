@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 
 from sft_lightning.detection.base import Boxes
-from sft_lightning.detection.dense import DenseHead, Width
+from sft_lightning.detection.dense import DenseHead, Width, divide_by_all
 from sft_lightning.detection.pyramid import Pyramid, choose_maps, choose_width, count_coarser, group_norm
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import InputError
@@ -56,7 +56,7 @@ class FCOS(DenseHead):
         self.pyramid = Pyramid(channels, width, coarser)
         levels = [*strides, *(strides[-1] * 2 ** (k + 1) for k in range(coarser))]
         places = AnchorGenerator(tuple((stride,) for stride in levels), ((1.0,),) * len(levels))
-        head = FCOSHead(width, 1, num_classes)
+        head = _Head(width, 1, num_classes)
         head.classification_head = FCOSClassificationHead(width, 1, num_classes, norm_layer=group_norm)
         head.regression_head = FCOSRegressionHead(width, 1, norm_layer=group_norm)
         self.detector = detection.FCOS(
@@ -75,3 +75,17 @@ class FCOS(DenseHead):
         """Compute torchvision's losses, for which each map has objects of its own sizes."""
         found: dict[str, Tensor] = self.detector.compute_loss(targets, outputs, anchors, places)
         return found
+
+
+class _Head(FCOSHead):
+    """torchvision's head, with losses that are divided by the matched places of all processes."""
+
+    def compute_loss(
+        self,
+        targets: list[Boxes],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Compute torchvision's losses of places that are matched with objects."""
+        return divide_by_all(super().compute_loss(targets, head_outputs, anchors, matched_idxs), matched_idxs)

@@ -1,4 +1,4 @@
-"""Which detections are right at an intersection over union of 0.5, and from which score on most are."""
+"""Which detections are right at an intersection over union, and from which score on most are at one of 0.5."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,24 +41,59 @@ def match_objects(boxes: Tensor, scores: Tensor, classes: Tensor, y: Tensor) -> 
     """
     order = scores.argsort(descending=True, stable=True)
     order = order[classes[order] >= 0]
-    boxes, scores, classes = boxes[order], scores[order], classes[order]
-    y = y[y[:, 0] >= 0]
-    y = y[y[:, 5].argsort(stable=True)]  # those that count come first
-    true, counts = y[:, 0].long(), y[:, 5] == 0
-    overlap = box_iou(boxes, y[:, 1:5].to(boxes)) if len(y) else boxes.new_zeros(len(boxes), 0)
-    overlap = overlap.where(classes[:, None] == true, 0.0)
-    is_right = torch.zeros(len(boxes), dtype=torch.bool)
-    is_left_out = is_right.clone()
-    object_scores = scores.new_full((len(y),), -1.0)
-    for k, row in enumerate(overlap):
-        free = row.where(counts & (object_scores < 0), 0.0)
-        if len(free) and float(free.max()) >= IOU:
-            is_right[k] = True
-            object_scores[free.argmax()] = scores[k]
-        elif bool((row[~counts] >= IOU).any()):
-            is_left_out[k] = True
-    kept = ~is_left_out
-    return Matches(scores[kept], classes[kept], is_right[kept], true[counts], object_scores[counts])
+    scores, classes, y = scores[order], classes[order], y[y[:, 0] >= 0]
+    (chosen,) = match_boxes(boxes[order], classes, y, torch.tensor([IOU])).T
+    counts = y[:, 5] == 0
+    object_scores = scores.new_full((len(y) + 1,), -1.0)  # the last one is of position -1
+    object_scores[chosen] = scores
+    is_right = torch.cat([counts, torch.zeros(1, dtype=torch.bool)])[chosen]
+    kept = is_right | (chosen < 0)
+    return Matches(scores[kept], classes[kept], is_right[kept], y[counts, 0].long(), object_scores[:-1][counts])
+
+
+def match_boxes(boxes: Tensor, classes: Tensor, y: Tensor, thresholds: Tensor) -> Tensor:
+    """Choose an object for each detection as COCO does: objects that count come before those that evaluation ignores.
+
+    A detection takes the object of its class that it overlaps most, of equal ones the last. An object that counts is
+    taken once, and an ignored one, of which the overlap is a share of the detection, any number of times.
+
+    Args:
+        boxes: Corners of the detections, those of falling scores first, (K, 4).
+        classes: Their classes, int64, (K,).
+        y: Objects of the image, (M, 6), without padding.
+        thresholds: Smallest intersection over union of each way to match, (T,).
+
+    Returns:
+        Positions in `y`, int64, (K, T); -1 for none.
+    """
+    chosen = torch.full((len(boxes), len(thresholds)), -1)
+    if not len(boxes) or not len(y):
+        return chosen
+    is_ignored = y[:, 5] > 0
+    overlap = box_iou(boxes, y[:, 1:5].to(boxes))
+    if bool(is_ignored.any()):
+        overlap[:, is_ignored] = _find_shares(boxes, y[is_ignored, 1:5].to(boxes))
+    overlap = overlap.where(classes[:, None] == y[:, 0].long(), 0.0)
+    is_taken = torch.zeros(len(thresholds), len(y), dtype=torch.bool)
+    backward = torch.arange(len(y) - 1, -1, -1)
+    for k in (overlap.amax(1) >= thresholds.min()).nonzero()[:, 0].tolist():
+        row = overlap[k]
+        fits = (row >= thresholds[:, None]) & (is_ignored | ~is_taken)
+        counts = fits & ~is_ignored
+        fits = torch.where(counts.any(1, keepdim=True), counts, fits)
+        best = row.where(fits, -1.0)[:, backward].argmax(1)
+        hit = fits.any(1)
+        chosen[k] = backward[best].where(hit, -1)
+        is_taken[hit, chosen[k, hit]] = True
+    return chosen
+
+
+def _find_shares(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the share of each box that lies in each other one, (K, M)."""
+    low = torch.maximum(boxes[:, None, :2], others[:, :2])
+    sides = (torch.minimum(boxes[:, None, 2:], others[:, 2:]) - low).clamp_min(0)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return (sides.prod(2) / areas[:, None]).nan_to_num()
 
 
 class Counts(NamedTuple):

@@ -16,6 +16,7 @@ from sft_lightning.utils.errors import InputError
 AP = "ap_"  # beginning of the names of metrics by class
 _NAMES = {"map": "map", "map_50": "map50", "map_75": "map75", "mar_100": "recall"}
 MOST = 100  # detections of an example that count
+IOUS, RECALLS = np.linspace(0.5, 0.95, 10), np.linspace(0, 1, 101)  # at which precision is measured
 
 
 class DetectionMetrics:
@@ -84,10 +85,7 @@ def measure(examples: Tensor, found: Tensor, true: Tensor) -> dict[str, Tensor]:
     from torchmetrics.detection import MeanAveragePrecision
 
     # torchmetrics takes its own from float32, so that a recall of 4 / 5 would lie below 0.8, unlike COCO's.
-    thresholds = {
-        "iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(),
-        "rec_thresholds": np.linspace(0, 1, 101).tolist(),
-    }
+    thresholds = {"iou_thresholds": IOUS.tolist(), "rec_thresholds": RECALLS.tolist()}
     metric: Any = MeanAveragePrecision(
         class_metrics=True, backend="faster_coco_eval", sync_on_compute=False, **thresholds
     )

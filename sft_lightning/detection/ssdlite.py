@@ -18,7 +18,7 @@ from torchvision.ops import box_iou
 from torchvision.ops.misc import Conv2dNormActivation
 
 from sft_lightning.detection.base import Boxes, list_images
-from sft_lightning.detection.dense import DenseHead, Width
+from sft_lightning.detection.dense import DenseHead, Width, divide_by_all
 from sft_lightning.detection.pyramid import choose_maps, choose_width, group_norm
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.utils.errors import InputError
@@ -96,8 +96,7 @@ class SSDLite(DenseHead):
             else torch.full((len(own),), -1, dtype=torch.int64, device=own.device)
             for own, target in zip(anchors, targets, strict=True)
         ]
-        found: dict[str, Tensor] = self.detector.compute_loss(targets, outputs, anchors, matched)
-        return found
+        return divide_by_all(self.detector.compute_loss(targets, outputs, anchors, matched), matched)
 
     def find(self, maps: Sequence[Tensor], side: int) -> list[Boxes]:
         """Find objects."""

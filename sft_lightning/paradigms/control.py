@@ -1,6 +1,7 @@
 """A control: a second copy of a network that learns from the labels alone, beside the semi-supervised one."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 
 import torch
@@ -31,19 +32,16 @@ class Control(nn.Module):
         average: Average of both, with the decay of the original's average, or None.
     """
 
-    def __init__(self, network: nn.Module, task: Task, ema_decay: float) -> None:
+    def __init__(self, network: nn.Module, ema_decay: float) -> None:
         """Copy the network as it is.
 
         Args:
             network: Module with the submodules `backbone` and `head`.
-            task: Kind of target.
             ema_decay: Decay of the average; 0 for none.
         """
         super().__init__()
         self.backbone, self.head = (deepcopy(network.get_submodule(part)) for part in _PARTS)
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
-        self._task = task
-        self._accuracy = MeanMetric()
 
     def follow(self, network: nn.Module) -> None:
         """Freeze and release what is frozen and released in the original.
@@ -68,22 +66,51 @@ class Control(nn.Module):
         twins = {id(original): own for own, original in self._pair_parameters(network)}
         return [Group(f"control_{name}", [twins[id(p)] for p in group], scale) for name, group, scale in groups]
 
+    def isolate_rng(self) -> AbstractContextManager[None]:
+        """Return a context that leaves the global random numbers as they were."""
+        device = next(self.head.parameters()).device
+        devices = [] if device.type == "cpu" else [device]
+        return torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type)
+
+    def update_average(self) -> None:
+        """Move the average, if any, one step toward the network."""
+        if self.average is not None:
+            self.average.update(self)
+
+    def _pair_parameters(self, network: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        return [
+            pair
+            for part in _PARTS
+            for pair in zip(
+                self.get_submodule(part).parameters(), network.get_submodule(part).parameters(), strict=True
+            )
+        ]
+
+
+class ClassifierControl(Control):
+    """Copy of a classifier, of examples or pixels."""
+
+    def __init__(self, network: nn.Module, task: Task, ema_decay: float) -> None:
+        """Copy the network as it is.
+
+        Args:
+            network: Module with the submodules `backbone` and `head`.
+            task: Kind of target.
+            ema_decay: Decay of the average; 0 for none.
+        """
+        super().__init__(network, ema_decay)
+        self._task = task
+        self._accuracy = MeanMetric()
+
     def forward(self, x: Inputs) -> Tensor:
         """Compute logits, and leave the global random numbers as they were.
 
         Args:
             x: Inputs as the data module gives them, such as images in [0, 1], (B, C, H, W).
         """
-        device = next(self.head.parameters()).device
-        devices = [] if device.type == "cpu" else [device]
-        with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+        with self.isolate_rng():
             logits: Tensor = self.head(self.backbone(x))
         return logits
-
-    def update_average(self) -> None:
-        """Move the average, if any, one step toward the network."""
-        if self.average is not None:
-            self.average.update(self)
 
     def evaluated(self, x: Inputs) -> tuple[Tensor, Tensor]:
         """Return features (B, F) and logits (B, C) of the network that is evaluated: the average, if any.
@@ -110,15 +137,6 @@ class Control(nn.Module):
         accuracy: Tensor = self._accuracy.compute()
         restart(self._accuracy)
         return accuracy
-
-    def _pair_parameters(self, network: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return [
-            pair
-            for part in _PARTS
-            for pair in zip(
-                self.get_submodule(part).parameters(), network.get_submodule(part).parameters(), strict=True
-            )
-        ]
 
 
 def find_obstacle(module: LightningModule) -> str:

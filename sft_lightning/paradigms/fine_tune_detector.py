@@ -28,6 +28,7 @@ class FineTuneDetector(TunedBackbone, NamedClasses):
 
     Attributes:
         head: Detector without its backbone.
+        has_trained_head: Whether it was taken over from an earlier run.
         compared_by: Name and title of the metric by which studies compare detectors.
     """
 
@@ -127,7 +128,7 @@ class FineTuneDetector(TunedBackbone, NamedClasses):
             raise InputError(f"class_names has {len(class_names)} names for {num_classes} classes: give one each")
         if class_names:
             self.name_classes(class_names)
-        take_detector(self.head, tensors, weights, class_names or None)
+        self.has_trained_head = take_detector(self.head, tensors, weights, class_names or None)
         self.regularize(self.backbone, compile=False)
         self.tune_backbone(
             tune, last_k_blocks, None, backbone_lr_scale, layer_decay, norm_stats, weights, keeps_by_default=True,

@@ -12,12 +12,13 @@ from sft_lightning.data.contract import few_label_data
 from sft_lightning.data.modality import MixedFeatures, mix_inputs
 from sft_lightning.losses.unlabeled.base import Outputs, Strategy, StrategyContext, StrategyInputs, StrategyOutput
 from sft_lightning.losses.unlabeled.pool_targets import PoolTargets
-from sft_lightning.paradigms.averaged import AveragedWeights
-from sft_lightning.paradigms.base import StepResult, compile_in_place
+from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, Ramp, choose_lengths, find_accumulation, ramp
-from sft_lightning.paradigms.control import Control, find_obstacle
+from sft_lightning.paradigms.control import ClassifierControl
+from sft_lightning.paradigms.controlled import ControlledModel
 from sft_lightning.paradigms.fine_tune import FineTuneClassifier
 from sft_lightning.training.ema import EMA
+from sft_lightning.training.judges import Judge, ScoreJudge
 from sft_lightning.training.module_interfaces import PseudoLabels
 from sft_lightning.training.optimizers import Group, count_known_steps
 from sft_lightning.utils.errors import InputError, check_decay, check_min
@@ -25,19 +26,16 @@ from sft_lightning.utils.inputs import Inputs, concatenate_inputs, count_inputs
 from sft_lightning.utils.lightning_patches import find_unused_parameters
 
 
-class SemiSupervisedModule(FineTuneClassifier, AveragedWeights):
+class SemiSupervisedModule(ControlledModel, FineTuneClassifier):
     """A classifier that also learns from unlabeled examples; accepts all settings of `FineTuneClassifier`.
 
     `joint` takes L_s + lambda L_u in each step. `alternating` first takes `warmup_steps` on L_s, then turns of
     `supervised_steps` on L_s and `unsupervised_steps` on lambda L_u; a step loads only the batch that it needs. Both
     are one optimizer's automatic optimization.
-
-    Attributes:
-        control: Second copy of the network that learns from the labels alone, or None.
     """
 
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled", "unlabeled")
-    fit_only: ClassVar[tuple[str, ...]] = ("control.",)  # what `fit` adds to checkpoints and nothing else needs
+    control: ClassifierControl | None
 
     def __init__(
         self,
@@ -95,7 +93,7 @@ class SemiSupervisedModule(FineTuneClassifier, AveragedWeights):
         self.supervised_steps, self.unsupervised_steps = supervised_steps, unsupervised_steps
         self.lambda_u, self.lambda_ramp = lambda_u, lambda_ramp
         self._wants_control = control
-        self.control: Control | None = None
+        self.control = None
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay) if ema_decay else None
         self._mix: Callable[[Inputs, Tensor, Tensor], Inputs | MixedFeatures] = mix_inputs
         self._pool_share = 1.0
@@ -188,13 +186,6 @@ class SemiSupervisedModule(FineTuneClassifier, AveragedWeights):
 
     # --- steps
 
-    def train(self, mode: bool = True) -> "SemiSupervisedModule":
-        """Set the mode, but keep frozen blocks in eval mode, those of the control, too."""
-        super().train(mode)
-        if self.control is not None:
-            self.control.follow(self)
-        return self
-
     def setup(self, stage: str) -> None:
         """Choose the lengths of warm-up and ramp that are left open, and build the control.
 
@@ -209,13 +200,16 @@ class SemiSupervisedModule(FineTuneClassifier, AveragedWeights):
             warmup, rise = choose_lengths(steps, find_accumulation(self.trainer, data.epoch_steps).countable)
             chosen = warmup, 0 if self.lambda_ramp == "constant" else rise
         self._set_lengths(*chosen)
-        self.control = None
-        if self._wants_control and not (reason := find_obstacle(self)):
-            decay = 0.0 if self.average is None else self.average.decay
-            self.control = Control(self, self.task, decay)
-            compile_in_place(self.control.backbone, self.hparams.get("compile", False))
-        elif self._wants_control:
-            rank_zero_info(f"Control: not trained, because {reason}.")
+        self.start_control()
+
+    @property
+    def judge(self) -> Judge:
+        """Judge by the score of each validation example."""
+        return ScoreJudge(self.task)
+
+    def copy_network(self, ema_decay: float) -> ClassifierControl:
+        """Copy the network as it is."""
+        return ClassifierControl(self, self.task, ema_decay)
 
     def _set_lengths(self, *chosen: int) -> None:
         warmup, rise = (ours if own is None else own for own, ours in zip(self._given_lengths, chosen, strict=True))
@@ -227,12 +221,6 @@ class SemiSupervisedModule(FineTuneClassifier, AveragedWeights):
     def skip_warmup(self) -> None:
         """Give lambda its full value from the first step, whatever the settings say."""
         self._given_lengths = 0, 0
-
-    def on_depth_change(self) -> None:
-        """Freeze and release the same parts of the control."""
-        if self.control is not None:
-            self.control.follow(self)
-        super().on_depth_change()
 
     def on_fit_start(self) -> None:
         """Tell the strategy how many examples there are, and weigh unlabeled ones of a pool smaller than a batch."""
@@ -270,26 +258,16 @@ class SemiSupervisedModule(FineTuneClassifier, AveragedWeights):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read the lengths that were chosen, and a control where one is trained."""
+        """Read the lengths that were chosen."""
         super().on_load_checkpoint(checkpoint)
         settings = checkpoint.get("hyper_parameters", {})
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._set_lengths(settings.get("warmup_steps") or 0, settings.get("ramp_steps") or 0)
-            if self.control is not None and not any(n.startswith(self.fit_only) for n in checkpoint["state_dict"]):
-                rank_zero_info("Control: not trained, because the checkpoint has none to go on with.")
-                self.control = None
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load the tensors, but for those of a control where none is trained."""
-        if self.control is None and any(name.startswith(self.fit_only) for name in state_dict):
-            state_dict = {name: t for name, t in state_dict.items() if not name.startswith(self.fit_only)}
-        return super().load_state_dict(state_dict, *args, **kwargs)
 
     def groups(self) -> list[Group]:
         """Return the groups of the classifier, that of the strategy, and those of the control."""
         own = super().groups()
-        control = [] if self.control is None else self.control.groups(own, self)
-        return [*own, Group("strategy", list(self.strategy.parameters()), 1.0), *control]
+        return [*own, Group("strategy", list(self.strategy.parameters()), 1.0), *self.control_groups(own)]
 
     def step(self, batch: Any) -> StepResult:
         """Compute L_s, lambda L_u or their sum, by the schedule and the parts of the batch, and the control's L_s."""

@@ -13,19 +13,21 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sft_lightning.detection.base import DetectionHead, make_targets
-from sft_lightning.paradigms.averaged import AveragedWeights
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, find_accumulation
+from sft_lightning.paradigms.controlled import ControlledModel
+from sft_lightning.paradigms.detector_control import DetectionJudge, DetectorControl
 from sft_lightning.paradigms.fine_tune_detector import FineTuneDetector
 from sft_lightning.training.ema import EMA
-from sft_lightning.training.optimizers import count_known_steps
+from sft_lightning.training.judges import Judge
+from sft_lightning.training.optimizers import Group, count_known_steps
 from sft_lightning.utils.errors import InputError, check_decay, check_fraction, check_min
 from sft_lightning.utils.inputs import concatenate_inputs, count_inputs
 
 _SHARE, _MOST = 0.2, 2000  # of all steps, and in steps: the paper's burn-in on COCO
 
 
-class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
+class SemiSupervisedDetector(ControlledModel, FineTuneDetector):
     """A detector that also learns from unlabeled examples; accepts all settings of `FineTuneDetector`.
 
     Attributes:
@@ -36,6 +38,7 @@ class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled", "unlabeled")
     unlabeled_views: tuple[str, ...] = ("weak", "strong")
     average: EMA
+    control: DetectorControl | None
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
         burn_in_steps: int | None = None,
         ema_decay: float = 0.9996,
         learn_pseudo_corners: bool = False,
+        control: bool = False,
         **detector: Any,
     ) -> None:
         """Build the network and its average.
@@ -56,6 +60,9 @@ class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
                 most 2,000.
             ema_decay: Decay of the averaged weights.
             learn_pseudo_corners: Whether pseudo-boxes also teach where corners are, not their classes alone.
+            control: Whether to train a second copy of the network beside it on the annotated examples alone. At the
+                end, `RollBack` (part of the command line) keeps the copy if its mean average precision on validation
+                examples is better.
             detector: All settings of `FineTuneDetector`, by name.
 
         Raises:
@@ -71,12 +78,14 @@ class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
         self.learn_pseudo_corners = learn_pseudo_corners
         self._given_burn_in = burn_in_steps
         self.burn_in_steps = burn_in_steps or 0  # `setup` chooses what is left open
+        self._wants_control = control
+        self.control = None
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay)
 
     # --- schedule
 
     def setup(self, stage: str) -> None:
-        """Choose the length of the burn-in that is left open.
+        """Choose the length of the burn-in that is left open, and build the control.
 
         Raises:
             InputError: The run ends before the burn-in does, or the teacher gives no score as low as the threshold.
@@ -98,6 +107,26 @@ class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
                 f"burn_in_steps is {self.burn_in_steps}, and training ends after {steps} steps, so that nothing would "
                 "be learned from unlabeled examples: set a smaller one, or leave it out"
             )
+        self.start_control()
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps on labels alone, under the name that callbacks know."""
+        return self.burn_in_steps
+
+    @property
+    def judge(self) -> Judge:
+        """Judge by the mean average precision of validation examples."""
+        return DetectionJudge()
+
+    def copy_network(self, ema_decay: float) -> DetectorControl:
+        """Copy the network as it is."""
+        return DetectorControl(self, self._side, ema_decay)
+
+    def groups(self) -> list[Group]:
+        """Return the groups of the detector, and those of the control."""
+        own = super().groups()
+        return [*own, *self.control_groups(own)]
 
     def _set_burn_in(self, steps: int) -> None:
         self.burn_in_steps = self.hparams["burn_in_steps"] = steps  # a resumed run takes it from there
@@ -133,7 +162,15 @@ class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
         return self.average.get_submodule("backbone"), head
 
     def step(self, batch: Any) -> StepResult:
-        """Compute the losses on labels, and on the boxes that the teacher finds."""
+        """Compute the losses on labels, and on the boxes that the teacher finds, and those of the control on labels."""
+        result = self._step(batch)
+        if self.control is None:
+            return result
+        losses = self.control.compute_losses(batch["labeled"].x, batch["labeled"].y)
+        loss = torch.stack([*losses.values()]).sum()
+        return result._replace(control=loss, logs={**result.logs, "control_loss": loss})
+
+    def _step(self, batch: Any) -> StepResult:
         labeled, unlabeled = batch["labeled"], batch.get("unlabeled")
         if unlabeled is None:
             return super().step(batch)
@@ -168,3 +205,24 @@ class SemiSupervisedDetector(FineTuneDetector, AveragedWeights):
         is_sure = (found.scores >= self.threshold) & (found.classes >= 0) & (sides >= 1).all(2)
         confidence = (found.scores * is_sure).sum() / is_sure.sum().clamp_min(1)
         return make_targets(found, is_sure), confidence
+
+    # --- evaluation
+
+    def on_validation_start(self) -> None:
+        """Compare the classes, and start without detections."""
+        super().on_validation_start()
+        if self.control is not None:
+            self.control.reset()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add a batch to the validation metrics, and to those of the control."""
+        super().validation_step(batch, batch_idx)
+        if self.control is not None:
+            self.control.validate(batch.x, batch.y, batch.indices)
+
+    def evaluate(self, stage: str) -> dict[str, Tensor]:
+        """Return the metrics of the detector, and the control's mean average precision in validation."""
+        values = super().evaluate(stage)
+        if stage == "val" and self.control is not None:
+            values["control_map"] = self.control.compute_map(self.device)
+        return values

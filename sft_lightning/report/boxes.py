@@ -11,6 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.data.vision.boxes import find_annotated
 from sft_lightning.detection.base import Detections
+from sft_lightning.detection.bootstrap import bootstrap_map, collect_matches
 from sft_lightning.detection.matching import Matches, choose_threshold, count_matches, match_objects
 from sft_lightning.detection.metrics import AP, DetectionMetrics
 from sft_lightning.networks.weights import read_weights
@@ -36,6 +37,7 @@ class Judged(NamedTuple):
         targets: Objects of each, (M, 6), as in `sft_lightning.data.vision.boxes`.
         matches: Matches of each.
         metrics: Average precision, by name.
+        groups: Group of each image, or None.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Judged(NamedTuple):
     targets: list[Tensor]
     matches: list[Matches]
     metrics: dict[str, float]
+    groups: list[str] | None = None
 
 
 def describe_run(opened: LoadedRun, iterate: str) -> tuple[list[str], Markup, list[Section]]:
@@ -102,7 +105,9 @@ def judge(opened: LoadedRun, model: FineTuneDetector, name: str) -> Judged:
             targets.append(batch.y[k][batch.y[k, :, 0] >= 0])
     matches = [match_objects(*one, y) for one, y in zip(every, targets, strict=True)]
     values = {key: float(value) for key, value in metrics.compute().items()}
-    return Judged(name, positions, every, targets, matches, values)
+    split = opened.data.splits[name]
+    groups = None if (given := split.part.groups) is None else [given[split.indices[i]] for i in positions]
+    return Judged(name, positions, every, targets, matches, values, groups)
 
 
 def format_verdict(judged: Judged, by_class: Sequence[float], names: Sequence[str], iterate: str) -> list[str]:
@@ -116,9 +121,12 @@ def format_verdict(judged: Judged, by_class: Sequence[float], names: Sequence[st
     """
     values, split = judged.metrics, format_split(judged.name)
     objects = sum(len(one.true) for one in judged.matches)
+    low, high = bootstrap_map(collect_matches(judged.found, judged.targets), groups=judged.groups)
+    drawn = "images" if judged.groups is None else "groups of images"
     sentences = [
-        f"{split.capitalize()} mean average precision: {values['map']:.3f} over IoU 0.5 to 0.95, {values['map50']:.3f} "
-        f"at 0.5 and {values['map75']:.3f} at 0.75, on {objects:,} objects of {len(judged.positions):,} images.",
+        f"{split.capitalize()} mean average precision: {values['map']:.3f} over IoU 0.5 to 0.95 (95% interval "
+        f"{low:.3f} to {high:.3f}, by drawing {drawn} again), {values['map50']:.3f} at 0.5 and {values['map75']:.3f} "
+        f"at 0.75, on {objects:,} objects of {len(judged.positions):,} images.",
         f"This is the {iterate}.",
     ]
     measured = [(value, name) for value, name in zip(by_class, names, strict=True) if value == value]

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from sft_lightning.training.figures import Figure
+from sft_lightning.training.judges import Judge
 from sft_lightning.utils.inputs import Inputs
 
 
@@ -79,7 +80,7 @@ class HasSupervisedLoss(Protocol):
 
 @runtime_checkable
 class MayHaveTrainedHead(Protocol):
-    """Classifier that says whether its head started from trained or fitted weights for some of its classes."""
+    """Model that says whether its head started from trained or fitted weights for some of its classes."""
 
     has_trained_head: bool
 
@@ -93,10 +94,11 @@ class HasControl(Protocol):
 
 @runtime_checkable
 class LearnsFromUnlabeled(Protocol):
-    """Classifier that learns from labels alone for `warmup_steps`, and then from unlabeled examples, too."""
+    """Model that learns from labels alone for `warmup_steps`, and then from unlabeled examples, too."""
 
     has_trained_head: bool
     warmup_steps: int
 
-    def evaluated(self, x: Inputs) -> tuple[Tensor, Tensor]:
-        """Return features (B, F) and logits (B, C) of the network that is evaluated."""
+    @property
+    def judge(self) -> Judge:
+        """Judge of the network, and of earlier ones, on validation examples."""

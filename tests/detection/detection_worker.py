@@ -11,7 +11,7 @@ from torch import Tensor
 from sft_lightning import DetectionDataModule, FineTuneDetector, SemiSupervisedDetector
 from tests.paradigms.helpers import Recorder, state, trainer
 
-NAMES = ("fine-tuning", "semi-supervised")
+NAMES = {"retinanet": False, "ssdlite": False, "fcos": True}  # whether others teach, too, beside a control
 
 
 class FixedViews(DetectionDataModule):
@@ -25,21 +25,18 @@ class FixedViews(DetectionDataModule):
 
 
 def train(name: str, devices: int, folder: Path) -> dict[str, Any]:
-    """Train 6 steps; the batch of all processes together has 4 annotated images, and 4 others.
-
-    RetinaNet averages its losses over images, each divided by its own objects, which any number of processes can do.
-    """
+    """Train 6 steps; the batch of all processes together has 4 annotated images, and 4 others."""
     torch.manual_seed(0)
     data = FixedViews(
         str(folder), num_labels=12, test_size=0, batch_size=4 // devices, image_size=64, steps_per_epoch=3,
         num_workers=0, eval_batch_size=2,
     )  # fmt: skip
     settings: dict[str, Any] = {"backbone": "resnet8", "num_classes": 2, "input_spec": (3, 64, 64)}
-    settings |= {"detector": "retinanet", "width": 32, "norm_stats": "weights", "max_detections": 20}
+    settings |= {"detector": name, "width": 32, "norm_stats": "weights", "max_detections": 20}
     settings |= {"optimizer": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9), "score_threshold": 0.01}
     model: Any = FineTuneDetector(**settings)
-    if name == "semi-supervised":
-        model = SemiSupervisedDetector(**settings, threshold=0.012, ema_decay=0.9, burn_in_steps=1)
+    if NAMES[name]:
+        model = SemiSupervisedDetector(**settings, threshold=0.012, ema_decay=0.9, burn_in_steps=1, control=True)
     recorder = Recorder()
     run = trainer([recorder], max_epochs=2, devices=devices, **({"strategy": "ddp"} if devices > 1 else {}))
     run.fit(model.double(), data)

@@ -38,6 +38,7 @@ def test_two_processes_learn_what_one_learns(ranks: list[dict[str, Any]], folder
     for key in measured:
         assert first["metrics"][key] == pytest.approx(alone["metrics"][key], abs=1e-6)
         assert first["metrics"][key] == second["metrics"][key]
-    if name == "semi-supervised":
+    if NAMES[name]:
         assert alone["metrics"]["train/pseudo_boxes"] > 0
         assert alone["metrics"]["train/unsupervised"] > 0
+        assert any(key.startswith("control.") for key in alone["state"])

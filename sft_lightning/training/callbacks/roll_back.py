@@ -1,7 +1,6 @@
 """Comparison of semi-supervised training with its control and its start, and the way back where it did harm."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,31 +14,33 @@ from torch import Tensor, nn
 from sft_lightning.data.contract import few_label_data, known_splits
 from sft_lightning.networks.modes import eval_mode
 from sft_lightning.training.epochs import is_last_epoch
+from sft_lightning.training.judges import Results
 from sft_lightning.training.module_interfaces import HasControl, LearnsFromUnlabeled
+from sft_lightning.utils.inputs import Inputs
 
 LEVEL = 0.05  # probability below which a loss of accuracy counts as more than noise
-MAX_EXAMPLES = 10_000  # validation examples that are compared
 _PARTS = ("backbone", "head")
 
 
 class _Reference(NamedTuple):
-    """Network before semi-supervised training: its step, weights, and scores of validation examples, (N,)."""
+    """Network before semi-supervised training: its step, weights, and what its judge found out."""
 
     step: int
     weights: dict[str, Tensor]
-    correct: Tensor
+    results: Results
 
 
 class RollBack(Callback):
     """Keeps the control or the network before semi-supervised training if that is better on validation examples.
 
     A control (`control: true`) is a second network with the same start, steps and labels. Both are candidates of equal
-    standing: the one with more validation examples right is kept, the semi-supervised one if they have as many.
+    standing: the one with more validation examples right, or the better mean average precision of found objects, is
+    kept, the semi-supervised one if they are equal.
 
     The reference is the network that is evaluated (the average, if any) when the first unlabeled batch arrives: after
     the warm-up on labels, or at the start of the training if the head is trained. A new head without a warm-up has no
-    reference. It had fewer steps than the network that is kept, so it must be better beyond noise, by the exact McNemar
-    test (one-sided, 5 %) on the same examples.
+    reference. It had fewer steps than the network that is kept, so it must be better beyond noise (one-sided, 5 %) on
+    the same examples, by the test of the module's `judge`.
 
     One sentence says how each comparison came out. They precede the last validation, so that its metrics and
     `last.ckpt` are of the network that the run keeps. Checkpoints contain the reference, so that a resumed run decides
@@ -61,8 +62,10 @@ class RollBack(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the reference for the checkpoint."""
-        reference = {} if self._reference is None else self._reference._asdict()
-        return {**reference, **({"displaced": self._displaced} if self._displaced else {})}
+        kept: dict[str, Any] = {"displaced": self._displaced} if self._displaced else {}
+        if self._reference is not None:
+            kept |= {"step": self._reference.step, "weights": self._reference.weights, **self._reference.results}
+        return kept
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the reference from a checkpoint.
@@ -70,9 +73,9 @@ class RollBack(Callback):
         Args:
             state_dict: Value of `state_dict`.
         """
-        reference = {name: value for name, value in state_dict.items() if name != "displaced"}
-        self._reference = _Reference(**{**reference, "correct": reference["correct"].float()}) if reference else None
-        self._displaced = state_dict.get("displaced", [])
+        kept = dict(state_dict)
+        self._displaced = kept.pop("displaced", [])
+        self._reference = _Reference(kept.pop("step"), kept.pop("weights"), kept) if kept else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the semi-supervised network of a run that had kept its control; find out about a reference.
@@ -86,11 +89,11 @@ class RollBack(Callback):
         self._displaced = []
         data = few_label_data(trainer)
         self._is_judged = bool(getattr(trainer, "fast_dev_run", False))
-        learns = isinstance(pl_module, LearnsFromUnlabeled) and data is not None and not self._is_judged
-        if learns and trainer.global_step == 0 and not len(known_splits(trainer).get("val", ())):
+        starts = data is not None and not self._is_judged and trainer.global_step == 0
+        if starts and isinstance(pl_module, LearnsFromUnlabeled) and not len(known_splits(trainer).get("val", ())):
             rank_zero_info(
-                "Unlabeled examples: no label is held out (val_size), so this run cannot notice if they do harm; "
-                "`solve` and a study with `folds` hold out each label in turn."
+                "Unlabeled examples: no label is held out (val_size), so this run cannot notice if they do harm"
+                f"{pl_module.judge.remedy}."
             )
         self._is_waiting = (
             self._reference is None
@@ -117,7 +120,7 @@ class RollBack(Callback):
         if self._is_waiting and "unlabeled" in batch:
             self._is_waiting = False
             weights = {name: tensor.detach().cpu().clone() for name, tensor in _tensors(_evaluated(pl_module))}
-            self._reference = _Reference(trainer.global_step, weights, _classify(trainer, pl_module, pl_module))
+            self._reference = _Reference(trainer.global_step, weights, _collect(trainer, pl_module, pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare before the last validation of a training, which then measures the network that is kept.
@@ -147,86 +150,71 @@ class RollBack(Callback):
         control = module.control if isinstance(module, HasControl) else None
         if control is None and self._reference is None:
             return
-        correct, trained = _classify(trainer, module, module), "semi-supervised training"
+        results, trained = _collect(trainer, module, module), "semi-supervised training"
         if control is not None:
-            by_control = _classify(trainer, module, control)
-            if self._keep_control(trainer, module, control, correct, by_control):
-                correct, trained = by_control, "training on the labels alone"
+            by_control = _collect(trainer, module, control)
+            if self._keep_control(trainer, module, control, results, by_control):
+                results, trained = by_control, "training on the labels alone"
         if self._reference is not None:
-            self._compare_reference(trainer, module, correct, trained)
+            self._compare_reference(trainer, module, results, trained)
 
     def _keep_control(
-        self, trainer: Trainer, module: LightningModule, control: nn.Module, correct: Tensor, by_control: Tensor
+        self, trainer: Trainer, module: Any, control: nn.Module, results: Results, by_control: Results
     ) -> bool:
-        """Keep the control if it has more validation examples right, and say which network the run keeps.
+        """Keep the control if it is better on validation examples, and say which network the run keeps.
 
         Args:
             trainer: Trainer at the end of its training.
             module: Module that learned from unlabeled examples.
             control: Network that learned from the labels alone.
-            correct: Score of each validation example by the module: 1 where it is right, of pixels up to 1, (N,).
-            by_control: The same by the control, (N,).
+            results: What the judge of the module found out about it.
+            by_control: The same about the control.
 
         Returns:
             Whether the control is kept.
         """
-        accuracies = (
-            f"with the unlabeled examples the {_name_score(module)} on {len(correct):,} validation examples is "
-            f"{float(correct.mean()):.3f}, on the labels alone {float(by_control.mean()):.3f}"
+        judge = module.judge
+        score, other = judge.measure(results), judge.measure(by_control)
+        scores = (
+            f"with the unlabeled examples the {judge.title} on {judge.count(results):,} validation examples is "
+            f"{score:.3f}, on the labels alone {other:.3f}"
         )
-        if not trainer.strategy.broadcast(float(by_control.sum()) > float(correct.sum())):
-            rank_zero_info(f"Control: {accuracies}: the run keeps the former network.")
+        if not trainer.strategy.broadcast(other > score):
+            rank_zero_info(f"Control: {scores}: the run keeps the former network.")
             return False
         networks = _list_networks(module)
         self._displaced = [
             {name: tensor.detach().cpu().clone() for name, tensor in _tensors(network)} for network in networks
         ]
-        for network, other in zip(networks, _list_networks(control), strict=True):
-            _copy_weights(network, dict(_tensors(other)))
+        for network, twin in zip(networks, _list_networks(control), strict=True):
+            _copy_weights(network, dict(_tensors(twin)))
         rank_zero_info(
-            f"Warning: {accuracies}: the run keeps the network of the labels alone. --roll_back false keeps the other."
+            f"Warning: {scores}: the run keeps the network of the labels alone. --roll_back false keeps the other."
         )
         return True
 
-    def _compare_reference(self, trainer: Trainer, module: LightningModule, correct: Tensor, trained: str) -> None:
+    def _compare_reference(self, trainer: Trainer, module: Any, results: Results, trained: str) -> None:
         assert self._reference is not None
-        reference, self._reference = self._reference, None
-        if len(correct) != len(reference.correct):  # resumed with another `limit` of the data
+        reference, self._reference, judge = self._reference, None, module.judge
+        found = judge.compare(reference.results, results)
+        if found is None:  # resumed with another `limit` of the data
             return
-        lost, won = int((correct < reference.correct).sum()), int((correct > reference.correct).sum())
-        p = mcnemar(lost, won)
-        before, after = (float(scores.mean()) for scores in (reference.correct, correct))
+        before, after = judge.measure(reference.results), judge.measure(results)
         change = (
-            f"from {before:.3f} at step {reference.step} to {after:.3f} on {len(correct):,} validation examples "
-            f"({lost} lost, {won} won)"
+            f"from {before:.3f} at step {reference.step} to {after:.3f} on {judge.count(results):,} validation "
+            f"examples ({found.details})"
         )
-        if trainer.strategy.broadcast(p >= LEVEL):
-            verdict = "" if after >= before else f", which is within noise (p = {p:.2f})"
-            rank_zero_info(f"{trained.capitalize()} changed the {_name_score(module)} {change}{verdict}.")
+        if trainer.strategy.broadcast(found.p_value >= LEVEL):
+            verdict = "" if after >= before else f", which is within noise (p = {found.p_value:.2f})"
+            rank_zero_info(f"{trained.capitalize()} changed the {judge.title} {change}{verdict}.")
             return
         for network in _list_networks(module):
             _copy_weights(network, reference.weights)
         rank_zero_info(
-            f"Warning: {trained} lowered the {_name_score(module)} {change}, which is more than noise (p = {p:.2g}): "
-            f"the run returned to the network of step {reference.step}. --roll_back false keeps the last one."
+            f"Warning: {trained} lowered the {judge.title} {change}, which is more than noise "
+            f"(p = {found.p_value:.2g}): the run returned to the network of step {reference.step}. --roll_back false "
+            "keeps the last one."
         )
-
-
-def mcnemar(lost: int, won: int) -> float:
-    """Compute the one-sided exact McNemar test: how probable at least as many losses would be if both were as likely.
-
-    Args:
-        lost: Number of examples that only the first classifier has right.
-        won: Number of examples that only the second one has right.
-    """
-    n = lost + won
-    return float(sum(math.comb(n, k) for k in range(lost, n + 1)) / 2**n)
-
-
-def _name_score(module: Any) -> str:
-    """Return the title of the mean score of validation examples."""
-    title: str = module.task.judged_metric[1]
-    return title
 
 
 def _evaluated(module: nn.Module) -> nn.Module:
@@ -255,16 +243,19 @@ def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _classify(trainer: Trainer, module: Any, network: Any) -> Tensor:
-    """Return how well a network, the module or a part of it, predicts each validation example.
+def _collect(trainer: Trainer, module: Any, network: Any) -> Results:
+    """Return what the judge of a module finds out about a network, the module or a part of it.
 
-    1 where it is right and 0 elsewhere, of pixels up to 1, float, (N,); equal on all processes.
+    Equal on all processes, each of which judges all examples.
     """
     data, plugin = few_label_data(trainer), trainer.precision_plugin
     assert data is not None
-    correct: list[Tensor] = []
+    batches = data.labeled_batches(module.judge.most, module.device, "val")
+
+    def convert() -> Iterator[tuple[Inputs, Tensor]]:
+        for batch in batches:
+            yield plugin.convert_input(batch.x), batch.y
+
     with isolate_rng(), eval_mode(module), plugin.forward_context():
-        for batch in data.labeled_batches(MAX_EXAMPLES, module.device, "val"):
-            logits = network.evaluated(plugin.convert_input(batch.x))[1]
-            correct.append(module.task.judge(logits, batch.y).cpu())
-    return torch.cat(correct)
+        results: Results = module.judge.collect(network, convert())
+    return results

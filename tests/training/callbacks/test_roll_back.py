@@ -14,7 +14,8 @@ from sft_lightning import ImageDataModule, SemiSupervisedModule
 from sft_lightning.cli.lightning_cli import DryRunCLI, run as run_cli
 from sft_lightning.losses.unlabeled.base import Strategy, StrategyInputs, StrategyOutput
 from sft_lightning.training.callbacks.checkpoint import RunCheckpoint
-from sft_lightning.training.callbacks.roll_back import RollBack, mcnemar
+from sft_lightning.training.callbacks.roll_back import RollBack
+from sft_lightning.training.judges import mcnemar
 from tests.paradigms.helpers import ROOT, SHAPE, classifier, moved, sample, state, trainer
 
 
