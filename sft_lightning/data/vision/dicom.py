@@ -95,15 +95,15 @@ class DicomImageFile(ImageFile.ImageFile):
     def _read_stored(self) -> Any:
         """Return the stored values of the frame."""
         from pydicom import dcmread
-        from pydicom.pixels import pixel_array
+        from pydicom.pixels.utils import pixel_array
 
         assert self.fp is not None
         self.fp.seek(0)
         try:
             if self.n_frames == 1:
-                return dcmread(self.fp).pixel_array  # type: ignore[arg-type]
+                return dcmread(self.fp).pixel_array
             # Other frames are not read, except where all of the file is compressed as one.
-            source = dcmread(self.fp) if self._file.is_deflated else self.fp  # type: ignore[arg-type]
+            source = dcmread(self.fp) if self._file.is_deflated else self.fp
             return pixel_array(source, index=self._frame)  # type: ignore[arg-type]
         except Exception as error:
             raise OSError(f"its pixels cannot be decoded ({_shorten(error)}){self._find_remedy()}") from error
@@ -144,4 +144,4 @@ class DicomImageFile(ImageFile.ImageFile):
 
 Image.preinit()  # common formats are tried first
 Image.register_open(DicomImageFile.format, DicomImageFile)
-Image.register_extensions(DicomImageFile.format, EXTENSIONS)
+Image.register_extensions(DicomImageFile.format, [*EXTENSIONS])
