@@ -14,6 +14,7 @@ from sft_lightning.audit.findings import CheckResult, CheckRow
 from sft_lightning.audit.modality_checks import ModalityChecks, Places
 from sft_lightning.data.bad_examples import UNREADABLE, show_path
 from sft_lightning.data.copies import Copies
+from sft_lightning.data.frames import split_name, split_path
 from sft_lightning.data.issues import Fault, FindingKind
 from sft_lightning.data.source import relative
 from sft_lightning.data.split_stats import Pair
@@ -68,9 +69,10 @@ def find_odd_images(stats: Sequence[ImageSplitStats], geometry: Geometry) -> lis
     def misnamed(one: ImageSplitStats, i: int, look: ImageStats) -> str | None:
         if look.header is None or not isinstance(one.split.part.storage, FileImages):  # in shards names are only names
             return None
-        promised = Image.registered_extensions().get(Path(one.id(i)).suffix.lower())
+        suffix, content = Path(split_name(one.id(i))[0]).suffix.lower(), look.header.format
+        promised = Image.registered_extensions().get(suffix, None if suffix else "DICOM")  # which often has none
         # An MPO of a camera is a JPEG that is followed by others.
-        return None if promised == look.header.format.replace("MPO", "JPEG") else f"is {look.header.format}"
+        return None if promised == content.replace("MPO", "JPEG") else f"is {content}"
 
     def constant(one: ImageSplitStats, i: int, look: ImageStats) -> str | None:
         is_constant = look.gray_std is not None and look.gray_std < CONSTANT
@@ -314,7 +316,8 @@ class ImageChecks(ModalityChecks):
         if not isinstance(source, FolderSource):
             return []
         known = {source.path / fault.name for fault in faults}
-        read = {path for part in source.load().values() for path in part.storage.paths}  # type: ignore[attr-defined]
+        paths = [path for part in source.load().values() for path in part.storage.paths]  # type: ignore[attr-defined]
+        read = {Path(split_path(path)[0]) for path in paths}
         return find_strays(source.path, known | read)
 
     def summarize(self, stats: Sequence[ImageSplitStats]) -> dict[str, object]:

@@ -12,10 +12,11 @@ import torch
 
 from sft_lightning.data.bad_examples import format_path, show_path
 from sft_lightning.data.class_names import sort_classes
+from sft_lightning.data.file_groups import group_files
+from sft_lightning.data.frames import describe_frames, list_frames
 from sft_lightning.data.issues import UNTRAINED, Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names
 from sft_lightning.data.listed_files import FileKind, IgnoredFiles, find_files, is_folder, is_system_folder
-from sft_lightning.data.placement_checks import Placed, refuse_straddling
 from sft_lightning.data.source import SPLITS, Examples, Source, relative
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
 from sft_lightning.data.storage import Storage
@@ -82,7 +83,12 @@ class ClassFolders(Source):
                 folder = self._splits[split]
                 files = self._list_labeled(folder, split) if split != "unlabeled" else self._list_unlabeled(folder)
                 self._files[split] = list(files)
-        findings += [*self._ignored.describe(self.name), *self._check_levels(listed_classes)]
+        counts = self._list_frames()
+        findings += [
+            *describe_frames(self.name, counts, self.kind.phrase),
+            *self._ignored.describe(self.name),
+            *self._check_levels(listed_classes),
+        ]
         if not any(self._files.values()):
             raise InputError(
                 "; ".join(
@@ -296,6 +302,19 @@ class ClassFolders(Source):
                 report_fault(title, split, relative(child, self.path), "empty", sentence)
             yield from ((path, label) for path in paths)
 
+    def _list_frames(self) -> list[int]:
+        """List each frame of files that hold several, and return the number of frames of each file."""
+        all_counts = []
+        for split, files in self._files.items():
+            counts = self.count_frames([path for path, _ in files])
+            self._files[split] = [
+                (Path(frame), label)
+                for (path, label), count in zip(files, counts, strict=True)
+                for frame in ([path] if count == 1 else list_frames(str(path), count))
+            ]
+            all_counts += counts
+        return all_counts
+
     def _has_files(self, folder: Path) -> bool:
         return next(find_files(str(folder), self.kind), None) is not None
 
@@ -310,20 +329,14 @@ class ClassFolders(Source):
 
     def load(self) -> dict[str, Examples]:
         """Return the examples of each split; no file is read but for its group."""
-        parts, placed = {}, list[Placed]()
+        parts = {}
         for split, files in self._files.items():
             paths = [path for path, _ in files]
             ids = [relative(path, self.path) for path in paths]
             labels = torch.tensor([label for _, label in files], dtype=torch.long)
-            if not files:
-                continue
-            groups = self.find_groups(paths)
-            if groups is not None:
-                placed += [Placed(name, name, "", split, group) for name, group in zip(ids, groups, strict=True)]
-                groups = [group or name for name, group in zip(ids, groups, strict=True)]
-            parts[split] = Examples(self.open_files(paths, ids), ids, labels, groups)
-        refuse_straddling(f"folder '{show_path(self.path)}'", placed)
-        return parts
+            if files:
+                parts[split] = Examples(self.open_files(paths, ids), ids, labels)
+        return group_files(self, parts)
 
 
 def _list_folder(folder: Path, kind: FileKind) -> Entries:

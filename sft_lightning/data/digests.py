@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
+from sft_lightning.data.frames import split_path
 from sft_lightning.utils.progress_lines import LoggedProgress
 
 STORE = Path("lightning_logs") / "digests.sqlite"
@@ -26,12 +27,23 @@ def digest_files(paths: Sequence[Path]) -> list[bytes | None]:
     """Return the SHA-256 of the content of each file, from the store if the file is unchanged.
 
     Args:
-        paths: Files to read.
+        paths: Files to read, or frames of files, whose digest is that of the file and the number of the frame.
 
     Returns:
         Digest (32 bytes) of each file, or None for a file that cannot be read.
     """
-    keys = [os.fsencode(os.path.abspath(path)) for path in paths]
+    frames = [split_path(path) for path in paths]
+    files = [*dict.fromkeys(file for file, _ in frames)]
+    digests = dict(zip(files, _digest_whole(files), strict=True))
+    return [_digest_frame(digests[file], number) for file, number in frames]
+
+
+def _digest_frame(file: bytes | None, number: int | None) -> bytes | None:
+    return file if file is None or number is None else hashlib.sha256(file + f"#{number}".encode()).digest()
+
+
+def _digest_whole(files: Sequence[str]) -> list[bytes | None]:
+    keys = [os.fsencode(os.path.abspath(file)) for file in files]
     states = [_read_state(key) for key in keys]
     now = time.time_ns()
     kept = _load(keys)

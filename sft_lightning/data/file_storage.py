@@ -1,18 +1,20 @@
 """Storage of examples that are files, whatever they hold."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sft_lightning.data.digests import combine_digests, digest_files
+from sft_lightning.data.frames import split_path
 from sft_lightning.data.storage import RecordStorage
 
 
 class FileStorage(RecordStorage):
-    """Numbered collection of files.
+    """Numbered collection of files, or of frames of files.
 
     Attributes:
-        paths: Path of each file.
+        paths: Path of each file or frame.
         ids: Name of each file in manifests and messages, the same on every machine.
     """
 
@@ -20,7 +22,7 @@ class FileStorage(RecordStorage):
         """Keep the list; nothing is read.
 
         Args:
-            paths: Paths of the files.
+            paths: Paths of the files or frames.
             ids: Name of each file in manifests and messages, the same on every machine.
         """
         self.paths = list(paths)
@@ -34,8 +36,9 @@ class FileStorage(RecordStorage):
         return self.paths[index]
 
     def sizes(self, indices: Sequence[int]) -> list[int]:
-        """Return the size of each file in bytes; 0 for a missing file."""
-        return [self.paths[i].stat().st_size if self.paths[i].is_file() else 0 for i in indices]
+        """Return the size of each file in bytes, for each of its frames; 0 for a missing file."""
+        files = [split_path(self.paths[i])[0] for i in indices]
+        return [os.path.getsize(file) if os.path.isfile(file) else 0 for file in files]
 
     def digest(self) -> str:
         """Compute the SHA-256 of names and contents, in the order of the names."""

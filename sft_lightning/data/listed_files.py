@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -31,6 +31,7 @@ class FileKind:
         extensions: Extensions of files that are read, and refused if they are broken.
         closed: Extensions of files of the kind that cannot be read.
         remedy: What to do about those.
+        remedies: What to do about some of them instead, by their extension.
         has_content: Function that says whether a file without one of the extensions begins like one of them.
     """
 
@@ -40,6 +41,7 @@ class FileKind:
     closed: tuple[str, ...]
     remedy: str
     has_content: Callable[[str], bool]
+    remedies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def plural(self) -> str:
@@ -89,7 +91,11 @@ class IgnoredFiles:
             name: Name of the file.
         """
         if not name.startswith("."):
-            extension = os.path.splitext(name)[1].lower()
+            closed = [kind for kind in self.kind.remedies if name.lower().endswith(kind)]
+            extension = max(closed, key=len, default=os.path.splitext(name)[1].lower())
+            if closed:
+                self.kinds[extension] += 1
+                return
             self.kinds[extension if re.fullmatch(r"\.\w{1,12}", extension) else ""] += 1
         elif self.kind.is_named(name) and not name.startswith("._"):  # a Mac keeps metadata of cat.png in ._cat.png
             self.hidden_count += 1
@@ -123,8 +129,9 @@ class IgnoredFiles:
         where = f"in {show_path(folder)!r}"
         findings = []
         closed = Counter({kind: n for kind, n in self.kinds.items() if kind in self.kind.closed})
+        remedies = "; ".join(dict.fromkeys(self.kind.remedies.get(kind, self.kind.remedy) for kind in sorted(closed)))
         for kinds, what, remedy in (
-            (closed, "of a format that cannot be read", f"; {self.kind.remedy}"),
+            (closed, "of a format that cannot be read", f"; {remedies}"),
             (self.kinds - closed, f"that are not {self.kind.plural}", ""),
         ):
             if count := kinds.total():

@@ -3,13 +3,14 @@
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from sft_lightning.data.class_names import list_classes, sort_classes
+from sft_lightning.data.frames import describe_frames, list_frames, name_frame, split_name, split_path
 from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
 from sft_lightning.data.label_columns import LabelColumns
@@ -37,6 +38,7 @@ class ManifestSource(Source):
     known: ClassVar[tuple[str, ...]] = KNOWN
     label_column: ClassVar[str] = "label"
     others_needed: ClassVar[tuple[str, ...]] = ()
+    noun: ClassVar[str] = "an example"
 
     def __init__(
         self, path: Path, root: str = "data", skip: bool = False, listed_classes: Sequence[str] = (),
@@ -59,21 +61,26 @@ class ManifestSource(Source):
         """
         self.path, self._skip, self._separator = path, skip, separator
         self.name = str(path)
-        self._folders = TableFolders(path, root)
+        self._folders = TableFolders(path, root, has_frames=True)
         self._links: list[str] = []
         if not path.is_file():
             raise InputError(f"manifest {self.name!r} does not exist: give the path of a .csv or .parquet file")
         needed = ("path", self.label_column, *self.others_needed)
         rows = TableRows(path, needed, self.known, label_columns=label_columns, needs_labels=needs_labels)
-        self._rows = self._deduplicate([self._check_row(line, row) for line, row in rows])
+        checked = [self._check_row(line, row) for line, row in rows]
+        counts = self.count_frames([Path(row["file"]) for row in checked])
+        self._rows = self._deduplicate(self._list_frames(checked, counts))
         if not self._rows:
             raise InputError(f"manifest {self.name!r} has no line below its header: list one example per line")
-        self.messages = [*rows.messages, *self._describe_links(), *self._check_names(listed_classes)]
+        frames = describe_frames(self.name, counts, self.noun)
+        self.messages = [*rows.messages, *frames, *self._describe_links(), *self._check_names(listed_classes)]
         self._refuse_repeated_ids()
         if not any(row["group"] for row in self._rows):
             found = self.find_groups([Path(row["file"]) for row in self._rows]) or []
             for row, group in zip(self._rows, found, strict=False):
                 row["group"] = group
+        for row in self._rows:
+            row["group"] = row["group"] or row.get("of_file", "")
         refuse_untrained(f"manifest {self.name!r}", self._placed(), self._separator)
         refuse_straddling(f"manifest {self.name!r}", self._placed())
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})
@@ -107,8 +114,50 @@ class ManifestSource(Source):
             raise InputError(
                 f"{where}: split {value!r} needs a {self.label_column}; leave the split blank for unlabeled"
             )
-        inode = "" if status is None else f"{status.st_dev} {status.st_ino}"
-        return {**row, "line": str(line), "file": file, "inode": inode}
+        number = split_path(file)[1]
+        inode = "" if status is None else f"{status.st_dev} {status.st_ino}{'' if number is None else f' {number}'}"
+        named = {} if number is None else {"of_file": split_name(row["path"])[0]}
+        return {**row, "line": str(line), "file": file, "inode": inode, **named}
+
+    def _list_frames(self, rows: list[dict[str, str]], counts: list[int]) -> list[dict[str, str]]:
+        """Return a row for each frame of files that hold several."""
+        made = []
+        for row, count in zip(rows, counts, strict=True):
+            if count == 1:
+                made.append(row)
+                continue
+            self.check_frames(row, count)
+            for number, frame in enumerate(list_frames(row["file"], count), 1):
+                own = {key: name_frame(row[key], number) for key in ("path", "id") if row.get(key)}
+                made.append({**row, **own, "file": frame, "inode": f"{row['inode']} {number}", "of_file": _get_id(row)})
+        return made
+
+    def check_frames(self, row: Mapping[str, str], count: int) -> None:
+        """Refuse a line that says of a file what can be true of a frame alone; by default nothing is.
+
+        Args:
+            row: Columns of the line.
+            count: Number of frames of its file.
+
+        Raises:
+            InputError: The line has to name a frame.
+        """
+
+    def refuse_frames(self, row: Mapping[str, str], count: int, what: str) -> None:
+        """Refuse a line that names a file of several frames in place of a frame.
+
+        Args:
+            row: Columns of the line.
+            count: Number of frames of its file.
+            what: What belongs to a frame alone.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"manifest {self.name!r}, line {row['line']}: {row['path']!r} holds {count:,} frames, and {what} belongs "
+            f"to one of them: give a line to each, as {name_frame(row['path'], 1)!r}"
+        )
 
     def _deduplicate(self, rows: list[dict[str, str]]) -> list[dict[str, str]]:
         """Return the rows with each file once, however its path is spelled.

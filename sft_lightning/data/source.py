@@ -93,6 +93,14 @@ class Source(ABC):
         """
         return None
 
+    def count_frames(self, paths: Sequence[Path]) -> list[int]:
+        """Return how many examples each file holds as frames, such as the slices of a volume.
+
+        Args:
+            paths: Paths of the files, or of frames, which hold one.
+        """
+        return [1] * len(paths)
+
     @abstractmethod
     def load(self) -> dict[str, Examples]:
         """Read the splits that exist among `train`, `val`, `test` and `unlabeled`."""
@@ -128,8 +136,12 @@ def take_unlabeled(source: Source) -> Examples:
             f"unlabeled_source {source.name!r} has no training or unlabeled example: give a source with some"
         )
     part = chosen[0] if len(chosen) == 1 else concatenated(*[(p, list(range(len(p)))) for p in chosen])
-    ids = PrefixedTexts(f"{source.name}:", part.ids)
-    return Examples(part.storage, list(ids) if isinstance(part.ids, list) else ids, torch.full((len(part),), -1))
+    ids: Sequence[str] = PrefixedTexts(f"{source.name}:", part.ids)
+    ids = list(ids) if isinstance(part.ids, list) else ids
+    # A group is the same wherever it is; an example that has none is only named like its own.
+    known = zip(ids, part.ids, part.groups or (), strict=False)
+    groups = None if part.groups is None else [new if group == old else group for new, old, group in known]
+    return Examples(part.storage, ids, torch.full((len(part),), -1), groups)
 
 
 def _some(pieces: list[tuple[Sequence[str], Sequence[int]]]) -> Sequence[str]:

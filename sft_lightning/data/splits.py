@@ -194,7 +194,7 @@ def make_splits(
     elif len(defects):
         splits["test"] = Split(defects.part, sorted([*splits["test"].indices, *defects.indices]))
     if second is not None:
-        unlabeled = _all(second)
+        unlabeled = leave_out_groups(_all(second), splits, request)
     elif given is None:
         unlabeled = nothing
     elif train is None and "val" not in parts:

@@ -6,6 +6,7 @@ import stat
 import unicodedata
 from pathlib import Path
 
+from sft_lightning.data.frames import name_frame, split_name
 from sft_lightning.data.label_checks import quote_name
 from sft_lightning.utils.errors import InputError
 
@@ -16,18 +17,20 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 class TableFolders:
     """Two folders that the paths of a table may be relative to, and must stay inside."""
 
-    def __init__(self, table: Path, root: str) -> None:
+    def __init__(self, table: Path, root: str, has_frames: bool = False) -> None:
         """Set both folders.
 
         Args:
             table: Path of the table.
             root: Path of the second folder; it may be missing.
+            has_frames: Whether a path may name a frame of a file, as `scan.dcm#12` does.
         """
+        self._has_frames = has_frames
         self._table, self._root = table, root
         self._folders = [str(table.parent), *([root] if os.path.isdir(root) else [])]
 
     def find(self, line: int, name: str) -> tuple[str, os.stat_result | None]:
-        """Return the path of a file and its status, or None for the status if the file is missing.
+        """Return the path of a file or of a frame of one and its status, which is None if the file is missing.
 
         Backslashes separate folders unless a file has them in its name.
 
@@ -52,6 +55,10 @@ class TableFolders:
             if matches:
                 return next(iter(matches.items()))
         check_inside(self._table, line, name, self._root)
+        file, number = split_name(name) if self._has_frames else (name, None)
+        if number is not None:
+            path, status = self.find(line, file)
+            return name_frame(path, number), status
         return os.path.join(self._table.parent, name), None
 
     def explain(self, line: int, name: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from sft_lightning.solver.scoring import calibrate
 from sft_lightning.solver.space import Space
 from sft_lightning.study.folds import compute_logits, predict_split
 from sft_lightning.tasks.base import Task
+from sft_lightning.training.frame_votes import write_votes
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.solution_folder import SUMMARY
@@ -90,6 +91,7 @@ def deliver(recipe: Recipe, repeated: Tensor, source: LabeledSource, space: Spac
         outputs = source.task.invert_probabilities(probabilities)
         predicted = data.name_targets(source.task.decide(outputs, thresholds))
         _write_predictions(folder / "predictions.csv", source, probabilities, predicted)
+        write_votes(folder / "predictions.csv", data.label_separator or ";" if source.task.has_thresholds else None)
         delivery.next_labels = choose_next(measure_certainty(probabilities, source.task), space)
         ids = data.splits["unlabeled"].ids
         rows: list[list[object]] = [[ids[i], predicted[i]] for i in delivery.next_labels]
@@ -141,7 +143,7 @@ def remove_earlier(folder: Path) -> None:
     Args:
         folder: Folder of the solution.
     """
-    names = (SUMMARY, "report.html", "predictions.csv", "label_next.csv")
+    names = (SUMMARY, "report.html", "predictions.csv", "predictions_by_file.csv", "label_next.csv")
     for path in (*(folder / name for name in names), *folder.glob("model*.*")):
         path.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from sft_lightning.cli.lightning_cli import run as command
 from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.cli.process_state import preserve_process
+from sft_lightning.data.frames import name_frame, split_name
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.solver.deliver import EXPORTS
 from sft_lightning.utils.errors import InputError
@@ -72,7 +73,10 @@ class Solution:
                 (Path(folder) / f"{k:09d}{path.suffix}").symlink_to(path.resolve())
             rows = self._predict_source(inputs if isinstance(inputs, str | Path) else folder)
         names = {f"{k:09d}{path.suffix}": str(path) for k, path in enumerate(given)}
-        return [{**row, "path": names.get(Path(row["path"]).name, row["path"])} for row in rows]
+        found = [split_name(row["path"]) for row in rows]
+        paths = [names.get(file, file) if number is None else name_frame(names.get(file, file), number)
+                 for file, number in found]  # fmt: skip
+        return [{**row, "path": path} for row, path in zip(rows, paths, strict=True)]
 
     def _predict_texts(self, texts: Sequence[str | Path]) -> list[dict[str, str]]:
         """Classify texts that are given themselves."""
@@ -101,7 +105,8 @@ class Solution:
                 [["recipe", "uses unlabeled examples", f"{self.summary['metric']} on held-out labels"], *self.recipes]
             )
         )
-        names = ("report.html", "predictions.csv", "predicted_masks", "label_next.csv", *EXPORTS)
+        tables = "predictions.csv", "predictions_by_file.csv"
+        names = ("report.html", *tables, "predicted_masks", "label_next.csv", *EXPORTS)
         files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).exists())})"
         use = f"sft-lightning predict {self.folder} NEW_DATA"
         if (self.folder / "label_next.csv").is_file():

@@ -39,7 +39,8 @@ class FoldResults:
         for method, budget in dict.fromkeys((method, budget) for method, budget, _ in self.correct):
             seeds = self._list_seeds(method, budget)
             fold, groups = self._pool_draws(budget, seeds)
-            estimates[method, budget] = estimate_accuracy(self._average(method, budget, seeds), fold, groups)
+            means, squares = (self._average(method, budget, seeds, power) for power in (1, 2))
+            estimates[method, budget] = estimate_accuracy(means, fold, groups, squares=squares)
         return estimates
 
     def compare_with(self, baseline: str) -> list[Comparison]:
@@ -108,12 +109,19 @@ class FoldResults:
         ids = self._list_ids(budget, seeds)
         return np.array([[fold[name] for name in ids]]), [groups[name] for name in ids] if groups else None
 
-    def _average(self, method: str, budget: int, seeds: Sequence[int]) -> Array:
-        """Return the share of the seeds that have each example right, (1, N), 0 where it is not held out."""
+    def _average(self, method: str, budget: int, seeds: Sequence[int], power: int = 1) -> Array:
+        """Return the share of the seeds that have each example right, (1, N), 0 where it is not held out.
+
+        Args:
+            method: Name of the method.
+            budget: Number of labels.
+            seeds: Seeds to average over.
+            power: Power of the scores, 2 for the mean of their squares.
+        """
         values: dict[str, list[float]] = {}
         for seed in seeds:
             for name, value in self.correct[method, budget, seed].items():
-                values.setdefault(name, []).append(value)
+                values.setdefault(name, []).append(value**power)
         return np.array([[float(np.mean(values.get(name, 0))) for name in self._list_ids(budget, seeds)]])
 
 

@@ -350,3 +350,56 @@ def test_the_estimate_of_a_choice_prefers_the_default_on_other_folds() -> None:
     assert (preferred == expected).all()
     assert (plain != preferred).any()
     assert estimate_chosen(many, fold, default=3).mean == pytest.approx(preferred.mean())
+
+
+def wilson(mean: float, size: float, t: float) -> tuple[float, float]:
+    reach = t / (1 + t**2 / size) * math.sqrt(mean * (1 - mean) / size + t**2 / (4 * size**2))
+    return (mean + t**2 / (2 * size)) / (1 + t**2 / size) - reach, reach
+
+
+def test_scores_that_vary_less_than_answers_have_a_narrower_interval() -> None:
+    scores = np.tile([0.6, 0.8], 10)[None]
+    estimate = estimate_accuracy(scores, folds_of(20))
+    # With half an example of 0 and half of 1, the mean is 14.5 / 21, and the variance 10.5 / 21 - 0.69048^2 = 0.02324.
+    share = (10.5 / 21 - (14.5 / 21) ** 2) / (14.5 / 21 * (6.5 / 21))
+    low, reach = wilson(0.7, 16 / share, T19)
+    assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((0.7, low, low + 2 * reach))
+    assert 2 * reach < 0.6 * (estimate_accuracy((np.arange(20) < 14)[None], folds_of(20)).high - 0.46)
+
+
+def test_answers_that_repeats_average_stay_right_or_wrong() -> None:
+    rng, fold = np.random.default_rng(0), folds_of(20, repeats=4)
+    correct = rng.integers(0, 2, (4, 20)).astype(float)
+    mean = float(correct.mean())
+    low, reach = wilson(mean, 16, T19)
+    by_repeats = estimate_accuracy(correct, fold)
+    assert (by_repeats.low, by_repeats.high) == pytest.approx((low, low + 2 * reach))
+    by_means = estimate_accuracy(correct.mean(0)[None], fold[:1], squares=(correct**2).mean(0)[None])
+    assert (by_means.low, by_means.high) == pytest.approx((low, low + 2 * reach))
+    assert estimate_accuracy(correct.mean(0)[None], fold[:1]).high < by_means.high - 0.05
+
+
+def test_equal_scores_do_not_give_certainty() -> None:
+    estimate = estimate_accuracy(np.full((1, 20), 0.8), folds_of(20))
+    assert 0.05 < estimate.high - estimate.low < 0.25
+    assert estimate.low < 0.8 < estimate.high <= 1
+    nearly = estimate_accuracy(np.full((1, 20), 0.999), folds_of(20))
+    assert nearly.low < 0.95
+
+
+@pytest.mark.parametrize("count", [20, 60])
+@pytest.mark.parametrize("kind", ["masks", "sets"])
+def test_intervals_of_scores_hold_as_often_as_they_say(kind: str, count: int) -> None:
+    """They hold somewhat more often, since these scores come without training sets that overlap."""
+    rng, studies = np.random.default_rng(0), 200
+
+    def draw(*size: int) -> Array:
+        if kind == "sets":  # nearly all are right
+            return rng.choice([0, 0.5, 2 / 3, 1], p=[0.03, 0.02, 0.02, 0.93], size=size)
+        return np.where(rng.random(size) < 0.1, 0.3 * rng.beta(1, 5, size), rng.beta(6, 2, size))  # some fail
+
+    truth, fold, pairs = float(draw(10**6).mean()), folds_of(count), [str(i // 2) for i in range(count)]
+    for groups, weights in ((None, None), (pairs, rng.uniform(0.5, 1.5, count))):
+        found = [estimate_accuracy(one, fold, groups, weights) for one in draw(studies, 1, count)]
+        held = sum(one.low <= truth <= one.high for one in found)
+        assert 0.93 * studies <= held <= 0.99 * studies

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from sft_lightning.data.file_groups import group_files
 from sft_lightning.data.source import SPLITS, Examples, relative
 from sft_lightning.data.vision.box_storage import BoxedImages
 from sft_lightning.data.vision.image_source import ImageSource
@@ -58,7 +59,7 @@ class BoxSource(ImageSource):
                 stored = BoxedImages(paths, ids, objects, self.class_names)
                 labels = torch.tensor([-1 if one is None else 0 for one in objects], dtype=torch.long)
                 parts[split] = Examples(stored, ids, labels)
-        return parts
+        return group_files(self, parts)
 
 
 def name_classes(known: Sequence[str], given: Sequence[str] | None, where: str) -> tuple[str, ...]:

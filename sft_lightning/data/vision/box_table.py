@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -89,6 +89,11 @@ class BoxTable(ManifestSource, BoxSource):
                     )
             objects += [row] if row["object"] else []
         return super()._deduplicate([*first.values()])
+
+    def check_frames(self, row: Mapping[str, str], count: int) -> None:
+        """Refuse boxes of a file of several frames."""
+        if row["object"]:
+            self.refuse_frames(row, count, "a box")
 
     def _check_names(self, listed_classes: Sequence[str]) -> list[Finding]:
         """Check for classes and groups that look alike."""

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_lightning.data.bad_examples import show_path
+from sft_lightning.data.frames import list_frames, split_path
 from sft_lightning.data.listed_files import find_files
 from sft_lightning.data.source import split_of_name
+from sft_lightning.data.vision.dicom_header import count_frames
 from sft_lightning.data.vision.file_kinds import IMAGES
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.json_files import read_json
@@ -100,8 +102,9 @@ class CocoFiles:
 def _list_others(folder: Path, listed: set[Path]) -> list[Path]:
     """Return the images of a folder of training images that are not listed; nothing of a folder that holds others."""
     is_own = folder.name == "images" or split_of_name(re.sub(r"\d+$", "", folder.name)) == "train"
-    found = [Path(path) for _, path in find_files(str(folder), IMAGES)] if is_own else []
-    return [path for path in found if path not in listed]
+    found = [path for _, path in find_files(str(folder), IMAGES)] if is_own else []
+    frames = (Path(frame) for path in found for frame in list_frames(path, count_frames(path)))
+    return [path for path in frames if path not in listed]
 
 
 def find_coco_files(path: Path) -> dict[str, Path]:
@@ -183,7 +186,7 @@ def _find_images(file: Path, images: Sequence[Mapping[str, Any]], root: str) -> 
     folders.append(Path(root))
     for image in images:
         for folder in folders:
-            if (folder / image["file_name"]).is_file():
+            if Path(split_path(folder / image["file_name"])[0]).is_file():
                 return folder
     looked = ", ".join(f"'{show_path(folder)}'" for folder in folders)
     raise InputError(

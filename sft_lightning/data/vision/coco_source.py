@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft_lightning.data.file_groups import group_files
 from sft_lightning.data.source import SPLITS, Examples, relative
 from sft_lightning.data.vision.coco_files import CocoFiles, ListedImage
 from sft_lightning.data.vision.mask_sources import MaskSource, make_labels
@@ -67,7 +68,7 @@ class CocoSource(MaskSource):
                 ids = [relative(path, self._coco.folder) for path in paths]
                 stored = OutlinedImages(paths, ids, masks, self.coding, [outlines for _, outlines in pairs])
                 parts[split] = Examples(stored, ids, make_labels(masks))
-        return parts
+        return group_files(self, parts)
 
 
 def _read_objects(image: ListedImage, numbers: Mapping[int, int], rest: int) -> Outlines:

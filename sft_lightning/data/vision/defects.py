@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from sft_lightning.data.bad_examples import show_path
+from sft_lightning.data.frames import remove_extension
 from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.listed_files import find_files
 from sft_lightning.data.placement_checks import Placed
@@ -121,10 +122,10 @@ class DefectFolder(FolderSource):
             parent = self._splits[split]
             for path, label in files:
                 if label >= 0:
-                    images.setdefault(path.relative_to(parent).with_suffix("").as_posix(), []).append(path)
+                    images.setdefault(remove_extension(path.relative_to(parent).as_posix()), []).append(path)
         found: dict[Path, Path] = {}
         for name, file in find_files(str(folder), IMAGES):
-            stem = Path(name).with_suffix("").as_posix()
+            stem = remove_extension(name)
             owners = images.get(stem, []) or images.get(stem.removesuffix("_mask"), [])
             if len(owners) != 1:
                 what = "belongs to no image: add it, or remove the mask" if not owners else (
@@ -174,6 +175,11 @@ class DefectTable(ImageManifest):
                 report_fault("lines without a mask", row["split"], row["path"], f"{what}, line {line}", sentence)
             row["mask"] = file
         return row
+
+    def check_frames(self, row: Mapping[str, str], count: int) -> None:
+        """Refuse a mask of a file of several frames."""
+        if row.get("mask"):
+            self.refuse_frames(row, count, "a mask")
 
     def _placed(self) -> list[Placed]:
         return [one._replace(label="example" if one.label else "") for one in super()._placed()]

@@ -1,67 +1,18 @@
-"""DICOM files as images of Pillow: one frame, in the units of the file (such as Hounsfield), with its window.
+"""DICOM files as images of Pillow: each frame in the units of the file (such as Hounsfield), with its window.
 
 Importing this module teaches Pillow to open them; pydicom (extra `dicom`) is imported with the first one.
 """
 
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
 
-EXTENSIONS = (".dcm", ".dicom")
+from sft_lightning.data.vision.dicom_header import EXTENSIONS, MAGIC, PREAMBLE, DicomHeader, FrameValues, read_header
+
 WINDOW, WHITE_IS_ZERO = "window", "white_is_zero"  # entries of `Image.info`
-_PREAMBLE, _MAGIC = 128, b"DICM"
-_PATIENT = ["PatientID", "StudyInstanceUID"]
-_COMPRESSED = "rare ways of compression need pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
-
-
-def has_dicom_content(path: str | Path) -> bool:
-    """Return whether a file has the marker of DICOM.
-
-    Args:
-        path: Path of the file.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    with open(path, "rb") as file:
-        return file.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] == _MAGIC
-
-
-def find_patients(paths: Sequence[Path]) -> list[str] | None:
-    """Return the patient of each DICOM file, so that a split never divides one; None where no file is DICOM.
-
-    A patient is a hash of the file's patient ID, or of its study where that is blank, so that no ID is written to the
-    files of a run. Other files and unreadable ones get an empty text.
-
-    Args:
-        paths: Paths of the files.
-    """
-    found = [_find_patient(path) if path.suffix.lower() in ("", *EXTENSIONS) else "" for path in paths]
-    return found if any(found) else None
-
-
-def _find_patient(path: Path) -> str:
-    try:
-        if not has_dicom_content(path):
-            return ""
-        read = _import_pydicom().dcmread
-        header = read(path, stop_before_pixels=True, specific_tags=_PATIENT)
-    except Exception:  # a damaged file, which is reported when all files are inspected
-        return ""
-    name = next((str(header.get(tag)) for tag in _PATIENT if header.get(tag)), "")
-    return hashlib.sha256(name.encode()).hexdigest()[:16] if name else ""
-
-
-def _import_pydicom() -> Any:
-    try:
-        import pydicom
-    except ImportError as error:
-        raise OSError("it is DICOM, which needs the extra 'dicom': pip install 'sft-lightning[dicom]'") from error
-    return pydicom
+_VIDEO = "1.2.840.10008.1.2.4.10"  # beginning of the names of MPEG and HEVC
+_TOP = 2**31 - 1  # largest value that Pillow's mode `I` holds
 
 
 def _shorten(error: Exception) -> str:
@@ -70,53 +21,70 @@ def _shorten(error: Exception) -> str:
 
 
 class DicomImageFile(ImageFile.ImageFile):
-    """One frame of a DICOM file: `I` or `F` in the units of the file, `L` up to 8 bits without units, or `RGB`."""
+    """Frames of a DICOM file: `I` or `F` in the units of the file, `L` up to 8 bits without units, or `RGB`."""
 
     format = "DICOM"
     format_description = "Digital Imaging and Communications in Medicine"
+    n_frames: int
 
     def _open(self) -> None:
         assert self.fp is not None
-        if self.fp.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] != _MAGIC:
+        if self.fp.read(PREAMBLE + len(MAGIC))[PREAMBLE:] != MAGIC:
             raise SyntaxError("not a DICOM file")
-        self.fp.seek(0)
-        self._pydicom = _import_pydicom()
         try:
-            self._header = self._pydicom.dcmread(self.fp)
-            if "Columns" not in self._header:
-                raise ValueError("it describes no image")
-            frames = int(self._header.get("NumberOfFrames") or 1)
+            self._file: DicomHeader = read_header(self.fp)  # type: ignore[arg-type]
+            self._header = self._file.data
             self._size = int(self._header.Columns), int(self._header.Rows)
             has_color = int(self._header.get("SamplesPerPixel", 1)) > 1
+        except OSError:
+            raise
         except Exception as error:  # pydicom raises anything for damaged files
             raise OSError(f"its DICOM header cannot be read ({_shorten(error)})") from error
-        if frames > 1:
-            raise OSError(f"it holds {frames} frames: write each of them to a file of its own")
+        self.n_frames = len(self._file.frames)
         kind = str(self._header.get("PhotometricInterpretation", ""))
         self._mode = "RGB" if has_color or kind == "PALETTE COLOR" else self._find_gray_mode()
         if kind == "MONOCHROME1":
             self.info[WHITE_IS_ZERO] = True
-        if (window := self._find_window()) is not None and self._mode in ("I", "F"):
-            self.info[WINDOW] = window
         self.tile = []
+        self.seek(0)
+
+    def seek(self, frame: int) -> None:
+        """Go to a frame.
+
+        Args:
+            frame: Number of the frame, counted from 0.
+
+        Raises:
+            EOFError: There are fewer.
+        """
+        if not 0 <= frame < self.n_frames:
+            raise EOFError(f"it has {self.n_frames} frames")
+        self._frame, self._im = frame, None
+        self.info.pop(WINDOW, None)
+        if (window := self._values.window) is not None and self._mode in ("I", "F"):
+            self.info[WINDOW] = window
+
+    def tell(self) -> int:
+        """Return the number of the frame, counted from 0."""
+        return self._frame
+
+    @property
+    def _values(self) -> FrameValues:
+        return self._file.frames[self._frame]
 
     def _find_gray_mode(self) -> str:
-        """Return `L` for values of up to 8 bits that have no unit, `I` for whole numbers and `F` for others."""
-        slope, start = float(self._header.get("RescaleSlope", 1)), float(self._header.get("RescaleIntercept", 0))
-        bits, is_signed = int(self._header.get("BitsStored", 16)), int(self._header.get("PixelRepresentation", 0))
-        if "ModalityLUTSequence" in self._header or not (slope.is_integer() and start.is_integer()):
-            return "F"
-        return "L" if (slope, start) == (1, 0) and bits <= 8 and not is_signed else "I"
+        """Return `L` for values of up to 8 bits that have no unit, `I` for whole numbers and `F` for others.
 
-    def _find_window(self) -> tuple[float, float] | None:
-        """Return the values of black and white of the first window that the file states, if any."""
-        center, width = (self._header.get(name) for name in ("WindowCenter", "WindowWidth"))
-        try:
-            first = [float(one[0] if isinstance(one, Sequence) and not isinstance(one, str) else one)
-                     for one in (center, width)]  # fmt: skip
-        except (TypeError, ValueError, IndexError):
-            return None
-        return (first[0] - first[1] / 2, first[0] + first[1] / 2) if first[1] > 0 else None
+        All frames have one mode, so that one scale is right for them.
+        """
+        scales = {(one.slope, one.start) for one in self._file.frames}
+        bits, is_signed = int(self._header.get("BitsStored", 16)), int(self._header.get("PixelRepresentation", 0))
+        is_whole = all(slope.is_integer() and start.is_integer() for slope, start in scales)
+        largest = 2 ** (bits - 1) if is_signed else 2**bits - 1
+        is_large = any(abs(slope) * largest + abs(start) > _TOP for slope, start in scales)
+        if "ModalityLUTSequence" in self._header or not is_whole or is_large:
+            return "F"
+        return "L" if scales == {(1.0, 0.0)} and bits <= 8 and not is_signed else "I"
 
     def load(self) -> Any:
         """Decode the pixels once."""
@@ -124,13 +92,36 @@ class DicomImageFile(ImageFile.ImageFile):
             self.im = Image.fromarray(self._decode()).im
         return Image.Image.load(self)
 
+    def _read_stored(self) -> Any:
+        """Return the stored values of the frame."""
+        from pydicom import dcmread
+        from pydicom.pixels.utils import pixel_array
+
+        assert self.fp is not None
+        self.fp.seek(0)
+        try:
+            if self.n_frames == 1:
+                return dcmread(self.fp).pixel_array
+            # Other frames are not read, except where all of the file is compressed as one.
+            source = dcmread(self.fp) if self._file.is_deflated else self.fp
+            return pixel_array(source, index=self._frame)  # type: ignore[arg-type]
+        except Exception as error:
+            raise OSError(f"its pixels cannot be decoded ({_shorten(error)}){self._find_remedy()}") from error
+
+    def _find_remedy(self) -> str:
+        """Return what may help to decode the pixels."""
+        syntax = self._header.file_meta.get("TransferSyntaxUID")
+        if syntax is None or not self._file.is_compressed:
+            return ""
+        if syntax.startswith(_VIDEO):
+            return "; it is a video: write its frames as images"
+        package = "pylibjpeg-openjpeg" if "2000" in syntax.name else "pylibjpeg-libjpeg"
+        return f"; it is compressed as {syntax.name}, which may need pip install pylibjpeg {package}"
+
     def _decode(self) -> Any:
         from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
-        try:
-            values = self._header.pixel_array
-        except Exception as error:
-            raise OSError(f"its pixels cannot be decoded ({_shorten(error)}); {_COMPRESSED}") from error
+        values = self._read_stored()
         if self.mode == "RGB":
             if str(self._header.PhotometricInterpretation) == "PALETTE COLOR":
                 values = apply_color_lut(values, self._header)
@@ -142,7 +133,10 @@ class DicomImageFile(ImageFile.ImageFile):
             return 255 - values if self.info.get(WHITE_IS_ZERO) else values
         padding = self._header.get("PixelPaddingValue")
         is_padding = None if padding is None else values == padding
-        values = np.asarray(apply_modality_lut(values, self._header), dtype=np.float64)
+        if "ModalityLUTSequence" in self._header:
+            values = np.asarray(apply_modality_lut(values, self._header), dtype=np.float64)
+        else:
+            values = values.astype(np.float64) * self._values.slope + self._values.start
         if is_padding is not None and not is_padding.all():
             values[is_padding] = values[~is_padding].min()  # the area around the body was not measured
         return values.astype(np.int32 if self.mode == "I" else np.float32)
@@ -150,3 +144,4 @@ class DicomImageFile(ImageFile.ImageFile):
 
 Image.preinit()  # common formats are tried first
 Image.register_open(DicomImageFile.format, DicomImageFile)
+Image.register_extensions(DicomImageFile.format, [*EXTENSIONS])

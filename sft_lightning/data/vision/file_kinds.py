@@ -6,8 +6,9 @@ import stat
 
 from sft_lightning.data.bad_examples import UNREADABLE
 from sft_lightning.data.listed_files import FileKind, is_system_folder as is_system_folder
-from sft_lightning.data.vision.dicom import EXTENSIONS as DICOM, has_dicom_content
+from sft_lightning.data.vision.dicom_header import EXTENSIONS as DICOM, has_dicom_content
 from sft_lightning.data.vision.image_files import open_image_file
+from sft_lightning.data.vision.image_frames import SLICES, VOLUMES
 
 # Files with these extensions are read as images, and refused if they are broken.
 EXTENSIONS = (
@@ -19,8 +20,8 @@ EXTENSIONS = (
 # Formats that Pillow cannot open, or of which it would open only a thumbnail.
 UNSUPPORTED = (
     ".heic", ".heif", ".hif", ".jxl", ".jxr", ".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".srf", ".sr2",
-    ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".kdc", ".dcr", ".mrw", ".erf", ".rwl", ".nii",
-    ".svs", ".ndpi", ".mrxs", ".svg", ".eps", ".ai",
+    ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr", ".iiq", ".kdc", ".dcr", ".mrw", ".erf", ".rwl",
+    *VOLUMES, ".svs", ".ndpi", ".mrxs", ".svg", ".eps", ".ai",
 )  # fmt: skip
 # Files that often accompany images, and are not opened to find out what they are: there may be 100,000 annotations.
 _OTHERS = {
@@ -44,7 +45,7 @@ def has_image_content(path: str) -> bool:
         path: Path of the file. Files with the extension of another known format are not opened.
     """
     extension = os.path.splitext(path)[1].lower()
-    if extension in _OTHERS or extension in UNSUPPORTED:
+    if extension in _OTHERS or path.lower().endswith(UNSUPPORTED):
         return False
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer
@@ -60,5 +61,8 @@ def has_image_content(path: str) -> bool:
     return head.startswith(_SIGNATURES) or is_webp or is_avif or has_dicom_content(path)
 
 
-IMAGES = FileKind("image", "an image", EXTENSIONS, UNSUPPORTED, "convert them to JPEG or PNG", has_image_content)
+_OF_VOLUMES = dict.fromkeys(VOLUMES, f"of volumes, {SLICES}")
+IMAGES = FileKind(
+    "image", "an image", EXTENSIONS, UNSUPPORTED, "convert them to JPEG or PNG", has_image_content, _OF_VOLUMES
+)
 is_named_image = IMAGES.is_named

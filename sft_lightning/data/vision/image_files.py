@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import Any, NamedTuple, TextIO
 from PIL import Image, UnidentifiedImageError
 
 from sft_lightning.data.bad_examples import UNREADABLE, check_file, describe_read_error, show_path
+from sft_lightning.data.frames import split_path
 from sft_lightning.data.vision.dicom import WINDOW
+from sft_lightning.data.vision.image_frames import explain_format, go_to_frame, has_pages
 from sft_lightning.data.vision.value_ranges import ValueFacts, measure_values
 from sft_lightning.utils.atomic import hold_lock
 from sft_lightning.utils.progress_lines import LoggedProgress
@@ -51,20 +53,22 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
     Pillow 11.3 to 13 turns those by EXIF wrongly.
 
     Args:
-        source: Path of the file, or its bytes.
+        source: Path of the file or of a frame of one, or its bytes.
 
     Raises:
         OSError: The file is missing, empty, too large, or anything in the block failed because of its content.
     """
-    name = None if isinstance(source, BytesIO) else show_path(source)
+    name, file, frame = None, "", None
     if not isinstance(source, BytesIO):
-        check_file(source)
+        name, (file, frame) = show_path(source), split_path(source)
+        check_file(file)
     try:
         with (
             _prefix_warnings(name),
-            nullcontext(source) if isinstance(source, BytesIO) else Path(source).open("rb") as raw,
+            nullcontext(source) if isinstance(source, BytesIO) else Path(file).open("rb") as raw,
             Image.open(raw) as image,
         ):
+            go_to_frame(image, frame, file)
             tags = getattr(image, "tag_v2", {})
             if tags.get(339, (1,))[0] == 2 and tags.get(258, (0,))[0] == 8:
                 raise OSError("its pixels are signed integers of 8 bits, which Pillow reads as unsigned: convert it")
@@ -73,7 +77,7 @@ def open_image_file(source: str | Path | BytesIO) -> Iterator[Image.Image]:
                 raise OSError(f"its pixels are of the mode {image.mode!r}, which cannot be converted to RGB")
             yield image
     except UnidentifiedImageError as error:
-        raise OSError("it is not an image of a known format") from error
+        raise OSError(explain_format(file)) from error
     except (OSError, Warning):  # a Warning is raised where the user turns warnings into errors
         raise
     except Image.DecompressionBombError as error:
@@ -329,13 +333,7 @@ def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode:
                     brightest = max(high for _, high in image.getextrema()[:3])  # type: ignore[misc]
                 elif wants:
                     values = measure_values(image)
-        return ImageFacts(*image.size, values, brightest, _has_pages(image), image.info.get(WINDOW))
-
-
-def _has_pages(image: Image.Image) -> bool:
-    with suppress(Exception):  # a damaged later page, which is not read
-        return image.format == "TIFF" and int(getattr(image, "n_frames", 1)) > 1
-    return True
+        return ImageFacts(*image.size, values, brightest, has_pages(image), image.info.get(WINDOW))
 
 
 def _is_sound(path: Path, image: Image.Image) -> bool:

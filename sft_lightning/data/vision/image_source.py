@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_lightning.data.source import Source
-from sft_lightning.data.vision.dicom import find_patients
+from sft_lightning.data.vision.dicom_header import count_frames, find_patients
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
 
 
@@ -22,6 +22,10 @@ class ImageSource(Source):
     def find_groups(self, paths: Sequence[Path]) -> list[str] | None:
         """Return the patient of each DICOM file."""
         return find_patients(paths)
+
+    def count_frames(self, paths: Sequence[Path]) -> list[int]:
+        """Return the number of frames of each DICOM file, and 1 for others."""
+        return [*map(count_frames, paths)]
 
 
 def find_image_shape(source: Source) -> tuple[int, int, int] | None:

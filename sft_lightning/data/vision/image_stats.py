@@ -217,7 +217,8 @@ def _compute_gray_std(image: Image.Image) -> float:
 def _read_header(path: Path | BytesIO) -> Header:
     """Read the header of a file without its pixels."""
     with open_image_file(path) as file:
-        return Header(file.format or "", file.mode, *file.size, False, False, getattr(file, "n_frames", 1))
+        unread = 1 if file.format == "DICOM" else getattr(file, "n_frames", 1)  # its frames are examples
+        return Header(file.format or "", file.mode, *file.size, False, False, unread)
 
 
 def find_small_shape(splits: Sequence[Split], largest: int) -> tuple[int, int] | None:

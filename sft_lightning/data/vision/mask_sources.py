@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sft_lightning.data.file_groups import group_files
 from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.label_checks import check_groups
 from sft_lightning.data.manifest import ManifestSource
@@ -113,7 +114,7 @@ class MaskFolder(PairedFolder, MaskSource):
                 paths, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
                 ids = [relative(path, self.path) for path in paths]
                 parts[split] = Examples(self.make_storage(paths, ids, masks), ids, make_labels(masks))
-        return parts
+        return group_files(self, parts)
 
 
 class MaskTable(ManifestSource, MaskSource):
@@ -157,6 +158,11 @@ class MaskTable(ManifestSource, MaskSource):
                 report_fault("lines without a mask", row["split"], row["path"], f"{what}, line {line}", sentence)
             row["mask_file"] = file
         return row
+
+    def check_frames(self, row: Mapping[str, str], count: int) -> None:
+        """Refuse a mask of a file of several frames."""
+        if row["label"]:
+            self.refuse_frames(row, count, "a mask")
 
     def _check_names(self, listed_classes: Sequence[str]) -> list[Finding]:
         """Check for groups that look alike; labels are files."""

@@ -97,6 +97,8 @@ def read_values(path: Path, by_color: bool) -> npt.NDArray[np.int64]:
         OSError: It cannot be decoded, or is a color image where indices are expected.
     """
     with open_image_file(path) as file:
+        if file.format == "DICOM":
+            raise OSError("it is DICOM: write the mask of each frame as a PNG")
         image = ImageOps.exif_transpose(file)
         if by_color:
             colors = np.asarray(image.convert("RGB"), dtype=np.int64)

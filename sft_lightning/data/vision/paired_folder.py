@@ -1,11 +1,11 @@
 """Folders in which annotation files have the names of their images."""
 
-import os
 from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
 from sft_lightning.data.bad_examples import show_path
+from sft_lightning.data.frames import describe_frames, list_frames, name_frame, name_frames, remove_extension
 from sft_lightning.data.listed_files import IgnoredFiles, find_files
 from sft_lightning.data.source import SPLITS, split_of_name
 from sft_lightning.data.vision.file_kinds import IMAGES
@@ -41,6 +41,7 @@ class PairedFolder(ImageSource):
         """
         self.path, self.name = path, str(path)
         self._ignored = IgnoredFiles(IMAGES)
+        self._counts: list[int] = []  # frames of each file
         self.pairs: dict[str, list[tuple[Path, Path | None]]] = {}
         for split, folder in self._find_splits().items():
             self._add(split, self.list_images(folder / "images" if (folder / "images").is_dir() else folder), folder)
@@ -55,7 +56,8 @@ class PairedFolder(ImageSource):
                     )
         if not any(self.pairs.values()):
             raise InputError(f"folder {self.name!r} holds no image with a {self.noun}: expected {self.expected}")
-        self.messages = self._ignored.describe(self.name)
+        frames = describe_frames(self.name, self._counts, IMAGES.phrase)
+        self.messages = [*self._ignored.describe(self.name), *frames]
 
     def _find_splits(self) -> dict[str, Path]:
         """Return the folders of splits: those with a folder `images`, and one of unlabeled images."""
@@ -80,7 +82,10 @@ class PairedFolder(ImageSource):
         """
         files: dict[str, list[Path]] = {}
         for name, path in find_files(str(folder), IMAGES, ignored=self._ignored):
-            files.setdefault(os.path.splitext(name)[0], []).append(Path(path))
+            (count,) = self.count_frames([Path(path)])
+            self._counts.append(count)
+            for own, frame in zip(name_frames(name, count), list_frames(path, count), strict=True):
+                files.setdefault(remove_extension(own), []).append(Path(frame))
         return files
 
     @abstractmethod
@@ -112,6 +117,12 @@ class PairedFolder(ImageSource):
     def _match(self, split: str, images: dict[str, list[Path]], targets: dict[str, list[Path]], folder: Path) -> None:
         pairs = self.pairs.setdefault(split, [])
         for stem, paths in targets.items():
+            if name_frame(stem, 1) in images:
+                raise InputError(
+                    f"{self.noun} '{show_path(paths[0])}' has the name of a file with several frames, and a "
+                    f"{self.noun} belongs to one of them: add its number to the name, as in "
+                    f"'{name_frame(paths[0].stem, 1)}{paths[0].suffix}'"
+                )
             if stem not in images:
                 raise InputError(
                     f"{self.noun} '{show_path(paths[0])}' has no image of its name in {str(folder / 'images')!r}: add "

@@ -1,15 +1,17 @@
 """List image files to predict one by one, without holding all of them in memory."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sft_lightning.data.bad_examples import format_path, show_path
+from sft_lightning.data.frames import list_frames, name_frames, split_path
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.listed_files import IgnoredFiles
 from sft_lightning.data.source import Examples, concatenated
 from sft_lightning.data.table_paths import TableFolders
 from sft_lightning.data.table_rows import TableRows
+from sft_lightning.data.vision.dicom_header import count_frames
 from sft_lightning.data.vision.file_checks import find_damage
 from sft_lightning.data.vision.file_kinds import IMAGES
 from sft_lightning.data.vision.folders import find_images
@@ -21,11 +23,11 @@ _MAX_SORTED = 10_000  # entries of a folder that are held in memory to sort them
 
 
 class Listing(ABC):
-    """Listing of files in the same order for all processes of a run.
+    """Listing of files, or of the frames of those that hold several, in the same order for all processes of a run.
 
     Attributes:
         name: Path as the user wrote it.
-        count: Number of files when the listing was opened; files added later are listed, too.
+        count: Number of images when the listing was opened; files added later are listed, too.
         messages: Findings about ignored files.
     """
 
@@ -53,12 +55,12 @@ class FolderListing(Listing):
         """
         self.name, self.path = str(path), path
         passed = IgnoredFiles(IMAGES)
-        self.count = sum(1 for _ in find_images(str(path), _MAX_SORTED, passed))
+        self.count = sum(1 for _ in _list_frames(find_images(str(path), _MAX_SORTED, passed)))
         self.messages = passed.describe(self.name)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield paths relative to the folder, and the paths themselves."""
-        return find_images(str(self.path), _MAX_SORTED)
+        return _list_frames(find_images(str(self.path), _MAX_SORTED))
 
 
 class TableListing(Listing):
@@ -76,12 +78,12 @@ class TableListing(Listing):
             InputError: The table cannot be read, or lists a file outside both folders or a missing one.
         """
         self.name, self.path, self.count = str(path), path, 0
-        self._folders = TableFolders(path, root)
-        for line, name, _, is_there in self._read_lines():
+        self._folders = TableFolders(path, root, has_frames=True)
+        for line, name, file, is_there in self._read_lines():
             if check and not is_there:
                 _, sentence = self._folders.explain(line, name)
                 raise InputError(f"{sentence}: correct the line, or set on_bad_image: skip")
-            self.count += 1
+            self.count += count_frames(file)
 
     def _read_lines(self) -> Iterator[tuple[int, str, str, bool]]:
         for line, row in TableRows(self.path, ("path",)):
@@ -92,7 +94,7 @@ class TableListing(Listing):
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield the paths as listed, and the paths of the files."""
-        return ((name, file) for _, name, file, _ in self._read_lines())
+        return _list_frames((name, file) for _, name, file, _ in self._read_lines())
 
 
 class SingleFile(Listing):
@@ -108,8 +110,8 @@ class SingleFile(Listing):
         Raises:
             InputError: The file cannot be read as an image.
         """
-        self.name, self.path, self.count = str(path), path, 1
-        reason = find_damage(path)
+        self.name, self.path, self.count = str(path), path, count_frames(path)
+        reason = find_damage(Path(list_frames(str(path), self.count)[0]))
         if reason is not None:
             raise InputError(
                 f"{setting} '{show_path(path)}' cannot be read as an image ({reason}): give an image, a folder, or a "
@@ -118,7 +120,14 @@ class SingleFile(Listing):
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Yield the name and the path of the file."""
-        return iter([(format_path(self.path.name), str(self.path))])
+        return _list_frames([(format_path(self.path.name), str(self.path))])
+
+
+def _list_frames(files: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield name and path of each file, or of each of its frames."""
+    for name, path in files:
+        count = count_frames(path)
+        yield from zip(name_frames(name, count), list_frames(path, count), strict=True)
 
 
 def open_prediction_source(name: str, root: str = "data", check: bool = True) -> Listing | Examples:
@@ -140,7 +149,7 @@ def open_prediction_source(name: str, root: str = "data", check: bool = True) ->
         listing = FolderListing(path)
     elif path.suffix.lower() in (".csv", ".parquet") and path.is_file():
         listing = TableListing(path, check, root)
-    elif path.is_file():
+    elif Path(split_path(path)[0]).is_file():
         listing = SingleFile(path, setting)
     else:
         parts = open_source(name, root, setting=setting).load()

@@ -6,6 +6,7 @@ is opened; only `load` touches the images.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -72,6 +73,8 @@ def open_source(
 
 class ImageManifest(ManifestSource, ImageSource):
     """Source of image files listed in a table."""
+
+    noun: ClassVar[str] = "an image"
 
     def open_files(self, paths: Sequence[Path], ids: Sequence[str]) -> FileImages:
         """Return the files of one split."""

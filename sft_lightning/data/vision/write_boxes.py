@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from xml.etree import ElementTree
 
 from sft_lightning.data.bad_examples import BadFiles, show_path
+from sft_lightning.data.frames import split_path
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.source import Examples
 from sft_lightning.data.vision.box_storage import BoxedImages
@@ -233,6 +234,8 @@ def _copy_images(
         assert isinstance(storage, BoxedImages)
         (folder / place(target)).mkdir(parents=True, exist_ok=True)
         for i, path in enumerate(storage.paths):
+            if split_path(path)[1] is not None:
+                raise InputError(f"'{show_path(path)}' is a frame, and files are copied whole: write it to a file")
             name = _name_copy(part.ids[i], used)
             shutil.copyfile(path, folder / place(target) / name)
             objects = None if split == "unlabeled" else storage.objects[i]

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error
+from sft_lightning.data.frames import split_path
 from sft_lightning.data.mmap_columns import write_texts
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.source import Examples, Source
@@ -143,7 +144,7 @@ def encode_for_shard(
     image_size: int | None,
     ranges: ValueRanges = UNKNOWN,
 ) -> bytes:
-    """Encode an image for a shard: keep the bytes of a file, and store pixels in memory as PNG.
+    """Encode an image for a shard: keep the bytes of a file, and store frames and pixels in memory as PNG.
 
     An image whose shorter side is longer than `image_size` is decoded (upright, 8 bits, on white), reduced by Pillow's
     antialiased bicubic filter, and stored as PNG if its format was lossless, else as JPEG.
@@ -163,6 +164,10 @@ def encode_for_shard(
         return _encode(_shrink(image, image_size), "PNG")
     assert isinstance(images, EncodedImages)
     file = images.file(index)
+    if isinstance(file, Path) and split_path(file)[1] is not None:  # its pixels, as nothing else holds one frame alone
+        with open_image_file(file) as header:
+            gray = is_gray_mode(header.mode)
+        return _encode(_shrink(open_image(file, 1 if gray else 3, ranges=ranges), image_size), "PNG")
     content = file.getvalue() if isinstance(file, BytesIO) else file.read_bytes()
     if image_size is None:
         return content

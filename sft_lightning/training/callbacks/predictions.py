@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 from sft_lightning.data.contract import few_label_data
 from sft_lightning.runs.lineage import hash_file
 from sft_lightning.runs.lock import FileLock
+from sft_lightning.training.frame_votes import name_votes, write_votes
 from sft_lightning.utils.atomic import open_atomic, write_json
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.spreadsheet import protect_row
@@ -31,6 +32,7 @@ class PredictionWriter(BasePredictionWriter):
 
     Each process writes its own file; at the end they are joined into `predictions.csv` atomically. Earlier predictions
     of another source or checkpoint are kept as `predictions_N.csv`; `predictions.json` names source and checkpoint.
+    Where examples are frames of files, `predictions_by_file.csv` has the mean over those of each file.
     Cells that a spreadsheet would execute get a leading apostrophe.
     """
 
@@ -59,6 +61,7 @@ class PredictionWriter(BasePredictionWriter):
             raise _write_error(self._path, error) from error
         self._writer = csv.writer(self._file)
         self._header: list[str] | None = None
+        self._separator: str | None = None  # of the classes of an example; None where each has one
         self._counts = [0, 0]  # examples, and those marked as unlike the training data
 
     def _take_lock(self, trainer: Trainer, path: Path) -> None:
@@ -116,7 +119,7 @@ class PredictionWriter(BasePredictionWriter):
                 columns["predicted"] = [classes[i] for i in probabilities.argmax(1).tolist()]
             else:  # examples that have several classes
                 data = few_label_data(trainer)
-                separator = getattr(data, "label_separator", None) or ";"
+                self._separator = separator = getattr(data, "label_separator", None) or ";"
                 rows = ([name for name, is_in in zip(classes, row, strict=True) if is_in] for row in chosen.tolist())
                 columns["predicted"] = [separator.join(row) or separator for row in rows]
             for name, column in zip(classes, probabilities.T.tolist(), strict=True):
@@ -158,6 +161,9 @@ class PredictionWriter(BasePredictionWriter):
             )
             counted = f"{count:,}" if data is None else data.input_spec.count(count)
             rank_zero_info(f"Predictions: {self._path}: {counted}{note}")
+            if files := write_votes(self._path, self._separator):
+                said = "1 file" if files == 1 else f"{files:,} files"
+                rank_zero_info(f"Predictions: {name_votes(self._path)}: the mean over the frames of {said}")
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -204,6 +210,8 @@ def _keep_earlier(path: Path, staged: Path, description: dict[str, str | None]) 
         if not target.exists() or (is_known and _key(_read_description(target)) == old):
             break
     path.replace(target)
+    if name_votes(path).is_file():
+        name_votes(path).replace(name_votes(target))
     if path.with_suffix(".json").is_file():
         path.with_suffix(".json").replace(target.with_suffix(".json"))
     rank_zero_info(f"Predictions: those {f'of {old[0]!r}' if old[0] else 'that were there'} are kept as {target}.")

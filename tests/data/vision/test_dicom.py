@@ -14,39 +14,12 @@ from PIL import Image
 
 from sft_lightning import ImageDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data.vision.dicom import find_patients
+from sft_lightning.data.vision.dicom_header import find_patients
 from sft_lightning.data.vision.image_files import inspect_image
 from sft_lightning.data.vision.images import open_image
 from sft_lightning.data.vision.value_ranges import ValueRanges
 from sft_lightning.utils.errors import InputError
-
-pydicom = pytest.importorskip("pydicom")
-REAL = Path(pydicom.__file__).parent / "data" / "test_files"
-
-
-def write_slice(path: Path, values: Any, patient: str = "anna", **tags: Any) -> Path:
-    """Write gray values of 16 bits as one frame."""
-    made = pydicom.Dataset()
-    made.file_meta = pydicom.dataset.FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID = pydicom.uid.CTImageStorage
-    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID = pydicom.uid.generate_uid()
-    made.StudyInstanceUID = f"1.2.{len(path.name)}"
-    made.PatientID, made.PatientName = patient, "Doe^Jane"
-    pixels = np.asarray(values, dtype=np.int16)
-    made.Rows, made.Columns = pixels.shape
-    made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
-    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 16, 15, 1
-    made.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        setattr(made, name, value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.save_as(path, enforce_file_format=True)
-    return path
-
-
-def ramp(start: int = 0) -> Any:
-    return start + np.arange(64).reshape(8, 8)
+from tests.data.vision.dicom_helpers import REAL, pydicom, ramp, write_slice
 
 
 def read(path: Path, low: float, high: float) -> Any:
@@ -149,7 +122,7 @@ def test_patients_are_not_named(tmp_path: Path) -> None:
         ("MR_truncated.dcm", "its pixels cannot be decoded"),
         ("rtplan.dcm", "its DICOM header cannot be read (it describes no image)"),
         ("badVR.dcm", "its DICOM header cannot be read (invalid literal"),
-        ("rtdose.dcm", "it holds 15 frames: write each of them to a file of its own"),
+        ("rtdose.dcm", "it holds 15 frames: name one, such as '"),
         ("JPEG2000-embedded-sequence-delimiter.dcm", "its pixels cannot be decoded"),
     ],
 )

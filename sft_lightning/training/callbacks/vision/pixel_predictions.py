@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sft_lightning.data.bad_examples import format_path
+from sft_lightning.data.frames import remove_extension
 from sft_lightning.data.storage import RecordStorage, Storage, TensorStorage
 from sft_lightning.data.vision.datamodule import ImageDataModule
 from sft_lightning.data.vision.decoding import open_image
@@ -178,6 +179,6 @@ def name_files(ids: Sequence[str]) -> list[str]:
         ids: Names of the images.
     """
     plain = [format_path(name).replace("\\", "/").lstrip("/").replace("../", "") for name in ids]
-    stems = [str(Path(name).with_suffix("")) for name in plain]
+    stems = [remove_extension(name) for name in plain]
     twice = {stem for stem in stems if stems.count(stem) > 1} if len({*stems}) < len(stems) else set()
     return [f"{name if stem in twice else stem}.png" for name, stem in zip(plain, stems, strict=True)]
