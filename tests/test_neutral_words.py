@@ -48,7 +48,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "data/source.py": ("def images(self)", '"Examples.images"'),
     "data/split_names.py": ("test_images", "images?|", "photos?|pictures?|"),
     "data/storage.py": ("such as uint8 (N, C, H, W) of images", "384 images of 3 x 224 x 224"),
-    "data/table_columns.py": ('"image",',),
+    "data/column_names.py": ('"image",',),
     "export/export.py": ("takes uint8 images", "tokens of texts or waveforms"),
     "losses/unlabeled/virtual_adversarial.py": ("an image with pixels in [0, 1]",),
     "networks/encoder.py": ("as local crops of an image are", "Of images, their shape", 'modality == "image"'),

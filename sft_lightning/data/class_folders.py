@@ -74,6 +74,7 @@ class ClassFolders(Source):
             self._refuse_wrapper(path, loose)
         else:
             findings += self._check_beside([f for f in folders if f not in self._splits.values()], loose)
+            findings += self._find_unlabeled_inside(listed_classes)
         self.class_names = sort_classes({format_path(folder.name) for folder in self._find_classes(loose)})
         findings += self._check_names(listed_classes)
         self._files: dict[str, list[tuple[Path, int]]] = {}
@@ -141,6 +142,16 @@ class ClassFolders(Source):
                 message = f"folder '{show_path(folder)}' is read as the split {split}"
                 findings.append(Finding("layout", message, [show_path(folder.name)]))
         return folder_of
+
+    def _find_unlabeled_inside(self, listed_classes: Sequence[str]) -> Iterator[Finding]:
+        """Take a folder such as `train/unsup` for the unlabeled split, unless it can be a class."""
+        folders = self._class_folders(self._train)
+        inside = [folder for folder in folders if find_split(folder.name) == "unlabeled"]
+        classes = {*listed_classes, *(folder.name for folder in self._list_evaluated_classes())}
+        if len(inside) == 1 and len(folders) > 2 and "unlabeled" not in self._splits and inside[0].name not in classes:
+            self._splits["unlabeled"] = inside[0]
+            message = f"folder '{show_path(inside[0])}' is read as the split unlabeled"
+            yield Finding("layout", message, [show_path(inside[0].name)])
 
     def _refuse_wrapper(self, path: Path, loose: Sequence[Path]) -> None:
         """Refuse a folder around the data set, whose name would be the only class."""

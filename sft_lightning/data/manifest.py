@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 
 from sft_lightning.data.class_names import list_classes, sort_classes
+from sft_lightning.data.column_names import KNOWN
 from sft_lightning.data.frames import describe_frames, list_frames, name_frame, split_name, split_path
 from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
@@ -17,7 +18,6 @@ from sft_lightning.data.label_columns import LabelColumns
 from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
 from sft_lightning.data.source import SPLITS, Examples, Source, split_of_name
 from sft_lightning.data.storage import Storage
-from sft_lightning.data.table_columns import KNOWN
 from sft_lightning.data.table_paths import TableFolders, is_same_spelling
 from sft_lightning.data.table_rows import TableRows
 from sft_lightning.utils.errors import InputError, did_you_mean

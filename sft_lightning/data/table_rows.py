@@ -1,25 +1,21 @@
 """Read the rows of CSV, JSON lines and Parquet files strictly: a malformed row is an error that names its line."""
 
-import codecs
 import csv
-import datetime
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 
+from sft_lightning.data.column_names import KNOWN, count_known
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.label_columns import ColumnReader, LabelColumns
-from sft_lightning.data.table_columns import KNOWN, TableColumns, count_known
+from sft_lightning.data.table_cells import convert_cell, find_kinds, parse_json_row
+from sft_lightning.data.table_columns import TableColumns
+from sft_lightning.data.table_header import find_header, find_mark
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.spreadsheet import restore_cell
 
 _ROWS = 4096  # rows of a Parquet file in memory at once
-_DELIMITERS = ",;\t|"
-_ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 JSON_LINES = (".jsonl", ".ndjson")
-_KINDS = {"path": (str,), "group": (str, bool, int, float, Decimal, datetime.date)}
 _FILE_NAME = re.compile(r"[^\s].*\.\w{1,5}")
 
 
@@ -70,8 +66,7 @@ class TableRows:
     def _read_text(self) -> Iterator[tuple[int, dict[str, str]]]:
         try:
             with self._path.open("rb") as raw:
-                mark = raw.read(3)
-            encoding = next((name for bom, name in _ENCODINGS.items() if mark.startswith(bom)), "utf-8")
+                encoding = find_mark(raw.read(3)) or "utf-8"
             with self._path.open(newline="", encoding=encoding) as file:
                 lines = _Lines(self._where, file)
                 is_json = self._path.suffix.lower() in JSON_LINES
@@ -102,7 +97,7 @@ class TableRows:
         )
 
     def _read_csv_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
-        delimiter, names = self._read_header(lines)
+        delimiter, names = find_header(lines, count_known)
         columns = self._find_columns(names)
         reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         while True:
@@ -118,7 +113,7 @@ class TableRows:
             self._check_row(line, cells, names, columns, delimiter)
             row = {n: cells[columns.positions[n]] if n in columns.positions else "" for n in self._known}
             yield line, self._add_label(line, row, {name: cells[i] for name, i in columns.class_positions.items()})
-            columns.watch([cells[i] for i in columns.watched])
+            columns.unused.watch([cells[i] for i in columns.unused.watched])
         self._finish(columns)
 
     def _read_json_rows(self, lines: "_Lines") -> Iterator[tuple[int, dict[str, str]]]:
@@ -126,13 +121,7 @@ class TableRows:
         for text in lines:
             if not text.strip():
                 continue
-            where = f"{self._where}, line {lines.number}"
-            try:
-                row = json.loads(text)
-            except ValueError as error:
-                raise InputError(f"{where}: it is not JSON ({error}): correct it") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{where}: it is not an object in braces: write one per line")
+            row = parse_json_row(text, f"{self._where}, line {lines.number}")
             rows.append((lines.number, row))
         names = [*dict.fromkeys(name for _, row in rows for name in row)]  # each row may lack some
         columns = self._find_columns(names)
@@ -145,7 +134,9 @@ class TableRows:
                 for i in columns.class_positions.values()
             }
             yield line, self._add_label(line, {name: cells.get(name, "") for name in self._known}, marks)
-            columns.watch([_convert_cell(row.get(names[i]), where, names[i], "") for i in columns.watched])
+            columns.unused.watch(
+                [_convert_cell(row.get(names[i]), where, names[i], "") for i in columns.unused.watched]
+            )
         self._finish(columns)
 
     def _find_columns(self, names: Sequence[str]) -> TableColumns:
@@ -164,20 +155,7 @@ class TableRows:
         return {**row, "label": label}
 
     def _finish(self, columns: TableColumns) -> None:
-        self.messages = columns.describe_unused() + ([] if self._reader is None else self._reader.describe())
-
-    def _read_header(self, lines: "_Lines") -> tuple[str, list[str]]:
-        """Return the delimiter and the column names, skipping comments before them."""
-        candidates = _DELIMITERS
-        for text in lines:
-            bare = text.strip()
-            if bare.lower().startswith("sep=") and len(bare) <= 5:  # written and read by spreadsheet programs
-                candidates = bare[4:] or "\t"
-            elif bare and not bare.startswith("#"):
-                headers = {d: next(csv.reader([text], delimiter=d, skipinitialspace=True)) for d in candidates}
-                best = max(headers, key=lambda d: count_known(headers[d]))
-                return best, headers[best]
-        return ",", []
+        self.messages = columns.unused.describe() + ([] if self._reader is None else self._reader.describe())
 
     def _check_row(
         self, line: int, cells: Sequence[str], names: Sequence[str], columns: TableColumns, delimiter: str
@@ -215,7 +193,6 @@ class TableRows:
 
     def _read_parquet(self) -> Iterator[tuple[int, dict[str, str]]]:
         try:
-            import pyarrow
             import pyarrow.parquet as parquet
         except ImportError as error:
             raise InputError(
@@ -226,11 +203,9 @@ class TableRows:
             with parquet.ParquetFile(self._path) as file:
                 schema = file.schema_arrow
                 columns = self._find_columns(schema.names)
-                types = [t.value_type if pyarrow.types.is_dictionary(t) else t for t in schema.types]
-                texts = [i for i, t in enumerate(types) if str(t) in ("string", "large_string", "string_view")]
-                columns.watch_only(texts, [i for i, t in enumerate(types) if pyarrow.types.is_primitive(t)])
+                columns.unused.watch_only(*find_kinds(schema))
                 known = {schema.names[i]: name for name, i in columns.positions.items()}
-                extra = [schema.names[i] for i in columns.watched]
+                extra = [schema.names[i] for i in columns.unused.watched]
                 marked = [*columns.class_positions]
                 for batch in file.iter_batches(_ROWS, columns=[*known, *marked, *extra]):
                     for row in batch.to_pylist():
@@ -241,8 +216,8 @@ class TableRows:
                         }
                         marks = {name: _convert_cell(row[name], where, name, "") for name in marked}
                         yield number, self._add_label(number, {n: cells.get(n, "") for n in self._known}, marks)
-                        names = [schema.names[i] for i in columns.watched]
-                        columns.watch([_convert_cell(row[name], where, name, "") for name in names])
+                        names = [schema.names[i] for i in columns.unused.watched]
+                        columns.unused.watch([_convert_cell(row[name], where, name, "") for name in names])
         except (OSError, ValueError) as error:
             raise InputError(f"{self._where} is not a readable Parquet file: {error}") from error
         self._finish(columns)
@@ -291,22 +266,4 @@ def _count_cells(count: int) -> str:
 
 
 def _convert_cell(value: object, where: str, column: str, name: str) -> str:
-    """Return the text of a Parquet cell, or an empty string if it is null or NaN."""
-    if value is None or value != value:
-        return ""
-    if isinstance(value, bytes):  # some programs do not mark their text as such
-        try:
-            return value.decode().strip()
-        except UnicodeDecodeError as error:
-            if not name:
-                return ""
-            raise InputError(f"{where}: the column {column!r} holds bytes that are not text: write text") from error
-    if isinstance(value, float | Decimal) and float(value).is_integer() and abs(float(value)) < 2**53:
-        return str(int(value))  # pandas turns a column of integers with blanks into floats
-    kinds: tuple[type, ...] = _KINDS.get(name, (str, bool, int, float, Decimal))
-    if name and not isinstance(value, kinds):
-        raise InputError(
-            f"{where}: the column {column!r} holds a {type(value).__name__} ({str(value)[:40]!r}): write text"
-            f"{'' if name == 'path' else ' or numbers'}"
-        )
-    return str(value).strip()
+    return convert_cell(value, where, column, name).strip()

@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sft_lightning.data.audio.truncation import is_cut_off
 from sft_lightning.data.bad_examples import check_file
 from sft_lightning.data.modality import Clip
 from sft_lightning.utils.errors import InputError
 
 _FULL_SCALE = 0.9995  # of the largest sample: half a step of 10 bits below it
+_UNKNOWN = 2**62  # samples: what libsndfile says where the header does not tell
+_MOST_RATIO = 100  # between the sample rate of a file and the one to which it is converted
+_AT_ONCE = 2**22  # samples of each channel that are decoded at once
 Samples = NDArray[np.float32]
 
 
@@ -74,7 +78,7 @@ def inspect_header(path: Path, wanted: int) -> SoundFacts:
         wanted: Sample rate in Hz to which it is converted.
 
     Raises:
-        OSError: It is not a recording, or an empty one.
+        OSError: It is not a recording, or an empty one, or its header is impossible.
     """
     soundfile = import_soundfile()
     check_file(path)
@@ -82,8 +86,7 @@ def inspect_header(path: Path, wanted: int) -> SoundFacts:
         info = soundfile.info(str(path))
     except soundfile.SoundFileError as error:
         raise OSError(_explain(error)) from error
-    if not info.frames:
-        raise OSError("it holds no sample")
+    _check_header(info.frames, info.samplerate, wanted)
     return SoundFacts(info.samplerate, info.channels, count_resampled(info.frames, info.samplerate, wanted))
 
 
@@ -98,20 +101,22 @@ def decode(path: Path, wanted: int) -> tuple[Samples, SoundFacts]:
         Samples, float32 of shape (N,), 1 for full scale, and facts about the file.
 
     Raises:
-        OSError: It cannot be decoded, is empty, ends before its header says, or holds NaN or infinite samples.
+        OSError: It cannot be decoded, is empty, is cut off, holds NaN or infinite samples, or has an impossible header.
     """
     soundfile = import_soundfile()
     check_file(path)
     try:
         with soundfile.SoundFile(str(path)) as file:
             count, rate = file.frames, file.samplerate
-            channels: Samples = file.read(dtype="float32", always_2d=True)
+            _check_header(count, rate, wanted)
+            channels = _read(file)
+            log = file.extra_info
     except soundfile.SoundFileError as error:
         raise OSError(_explain(error)) from error
     if not len(channels):
         raise OSError("it holds no sample")
-    if len(channels) < count and path.suffix.lower() != ".mp3":  # whose header is an estimate
-        raise OSError(f"it ends after {len(channels) / rate:.2f} of {count / rate:.2f} seconds")
+    if is_cut_off(path, log, count, len(channels)):
+        raise OSError(f"it is cut off after {len(channels) / rate:.2f} seconds")
     size = np.abs(channels)
     peak = float(size.max())
     if not math.isfinite(peak):
@@ -124,6 +129,24 @@ def decode(path: Path, wanted: int) -> tuple[Samples, SoundFacts]:
         float((size >= _FULL_SCALE).mean()),
     )
     return resample(channels.mean(1), rate, wanted), facts
+
+
+def _check_header(count: int, rate: int, wanted: int) -> None:
+    """Refuse what only a damaged or hostile header says, before memory is reserved for it."""
+    if not count:
+        raise OSError("it holds no sample")
+    if count >= _UNKNOWN:
+        raise OSError("its header does not tell its length, as that of a stream")
+    if not wanted / _MOST_RATIO <= rate <= wanted * _MOST_RATIO:
+        raise OSError(f"its sample rate of {rate:,} Hz is too far from {wanted:,} Hz")
+
+
+def _read(file: Any) -> Samples:
+    """Return all samples of an open file, (N, C), in memory for those that are there, not for those of its header."""
+    pieces: list[Samples] = [file.read(_AT_ONCE, dtype="float32", always_2d=True)]
+    while len(pieces[-1]) == _AT_ONCE:
+        pieces.append(file.read(_AT_ONCE, dtype="float32", always_2d=True))
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def resample(x: Samples, rate: int, wanted: int) -> Samples:

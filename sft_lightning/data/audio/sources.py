@@ -10,11 +10,11 @@ from sft_lightning.data.audio.decoding import inspect_header
 from sft_lightning.data.audio.storage import Recordings
 from sft_lightning.data.bad_examples import UNREADABLE, describe_read_error, format_path, show_path
 from sft_lightning.data.class_folders import ClassFolders
+from sft_lightning.data.column_names import KNOWN
 from sft_lightning.data.label_columns import LabelColumns
 from sft_lightning.data.listed_files import FileKind, IgnoredFiles, find_files
 from sft_lightning.data.manifest import ManifestSource
 from sft_lightning.data.source import Examples, Source
-from sft_lightning.data.table_columns import KNOWN
 from sft_lightning.data.table_paths import TableFolders
 from sft_lightning.data.table_rows import TableRows
 from sft_lightning.utils.errors import InputError

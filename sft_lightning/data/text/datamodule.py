@@ -105,7 +105,7 @@ class TextDataModule(FewLabelDataModule):
             eval_batch_size: Texts per batch in validation, test and prediction; null for `batch_size`.
             steps_per_epoch: Batches of an epoch; null for one pass over the unlabeled texts if the paradigm uses them,
                 else over the labeled ones.
-            predict_source: Table or folder of texts that `predict` reads; null for the test split.
+            predict_source: Table or folder of texts, or a `.txt` file, that `predict` reads; null for the test split.
             class_names: Names of the classes in the order of their numbers, matched with the source by name.
             labels: A CSV with the columns id,label, whose labels are added to those of the source and replace them.
             label_separator: Separator of several classes in a label of a table, such as `;` in `dog;outdoors`; the
@@ -205,7 +205,8 @@ class TextDataModule(FewLabelDataModule):
 
     def open_to_predict(self, name: str) -> TextSource:
         """Open a source of texts to predict, which needs no labels and no other wordings."""
-        return TextSource(name, self.columns._replace(augmented=()), self.encoding, self._class_names or (), False)
+        columns, listed = self.columns._replace(augmented=()), self._class_names or ()
+        return TextSource(name, columns, self.encoding, listed, needs_labels=False, to_predict=True)
 
     def open_unlabeled(self, name: str) -> Examples:
         """Open another source and return its training texts, without labels."""

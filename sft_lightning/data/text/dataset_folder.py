@@ -11,6 +11,7 @@ from typing import Any
 
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.split_names import UNCLEAR, find_split
+from sft_lightning.data.table_cells import find_kinds
 from sft_lightning.data.text.tables import Columns, Row, TextTable
 from sft_lightning.utils.errors import InputError
 
@@ -69,19 +70,25 @@ class DatasetFolder(TextTable):
         counts: dict[str, int] = {}
         left_out: dict[str, int] = {}
         found: dict[str, str] | None = None
-        for split, file, features in self._list_files():
+        files = self._list_files()
+        for split, file, features in files:
             with _Opened(file, self._where) as opened:
-                found = self._find(opened.names) if found is None else found
+                if found is None:
+                    names = opened.names
+                    found = self._find(names, ["split"] if any(one != "train" for one, *_ in files) else [])
+                    self._unused.watch_only(*find_kinds(opened.schema))
                 missing = [name for name in found.values() if name not in opened.names]
                 if missing:
                     raise InputError(f"{self._where}: {file.name} lacks the column {missing[0]!r}: save it again")
                 classes = _read_classes((features or opened.features).get(found.get("label", "")))
-                for row in opened.read([*found.values()]):
+                watched = [names[i] for i in self._unused.watched if names[i] in opened.names]
+                for row in opened.read([*found.values(), *watched]):
                     line = counts[split] = counts.get(split, 0) + 1
                     cells = {
                         role: self._name_class(row[name], classes, line) if role == "label" and classes
-                        else self._convert(row[name], line, name) for role, name in found.items()
+                        else self._convert(row[name], line, name, role) for role, name in found.items()
                     }  # fmt: skip
+                    self._watch_row(row, names)
                     own = cells.get("split") or split
                     if not cells.get("label") and own in ("val", "test"):
                         left_out[own] = left_out.get(own, 0) + 1
@@ -91,6 +98,7 @@ class DatasetFolder(TextTable):
         for split, count in left_out.items():
             message = f"{self._where}: {count:,} texts of the split {split!r} have no label and are left out"
             self.findings.append(Finding("ignored", message, [split]))
+        self.findings += self._describe()
 
     def _name_class(self, value: Any, classes: list[str], line: int) -> str:
         if value is None or value == -1:  # the sign for none
@@ -173,7 +181,7 @@ class _Opened:
                 schema = self._table.schema
         except (OSError, ValueError) as error:
             raise InputError(f"{self._where}: {self._file.name} cannot be read ({error}): save it again") from error
-        self.names: list[str] = schema.names
+        self.schema, self.names = schema, list[str](schema.names)
         recorded = (schema.metadata or {}).get(b"huggingface")
         self.features = _parse_features(recorded)
         return self
@@ -201,7 +209,7 @@ def _list_parquet(path: Path) -> list[Path]:
 def _read_json(file: Path, where: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{where}: {file.name} cannot be read ({error}): save it again") from error
     return content if isinstance(content, dict) else {}
 
@@ -210,7 +218,7 @@ def _parse_features(recorded: bytes | None) -> dict[str, Any]:
     """Return the features that the schema of a file records, or nothing."""
     try:
         features = json.loads(recorded or b"{}")["info"]["features"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return features if isinstance(features, dict) else {}
 

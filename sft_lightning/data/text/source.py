@@ -11,10 +11,11 @@ from sft_lightning.data.issues import Finding
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
 from sft_lightning.data.label_columns import LabelColumns
 from sft_lightning.data.placement_checks import Placed, refuse_straddling, refuse_untrained
-from sft_lightning.data.source import SPLITS, Examples, Source, relative, split_of_name
+from sft_lightning.data.source import SPLITS, Examples, Source, split_of_name
 from sft_lightning.data.text.dataset_folder import DatasetFolder, is_dataset_folder
+from sft_lightning.data.text.folders import TEXTS, TextFolders, describe_encodings, list_texts, read_texts
 from sft_lightning.data.text.storage import Encoding, Text, TextStorage
-from sft_lightning.data.text.tables import SUFFIXES, Columns, Row, TextTable
+from sft_lightning.data.text.tables import SUFFIXES, Columns, Row, TextTable, is_blank
 from sft_lightning.utils.errors import InputError, did_you_mean
 
 SAMPLE_NAME = "sample-texts"
@@ -39,6 +40,7 @@ class TextSource(Source):
         needs_labels: bool = True,
         separator: str | None = None,
         label_columns: LabelColumns | None = None,
+        to_predict: bool = False,
     ) -> None:
         """Read a table or a folder.
 
@@ -52,6 +54,7 @@ class TextSource(Source):
             needs_labels: Whether to refuse a source without labels.
             separator: Separator of several classes in a label, which `LabelSetSource` splits; None for one class each.
             label_columns: Columns of 0 and 1 of a table in place of that of the labels, each a class.
+            to_predict: Whether to take all texts of a folder, whatever its folders mean, or a single `.txt` file.
 
         Raises:
             InputError: The source cannot be read, or what it says is contradictory.
@@ -65,8 +68,11 @@ class TextSource(Source):
             rows, self._findings = [*folder], folder.findings
         elif path.is_dir() and columns.augmented:
             raise InputError(f"folder {name!r} has no columns, and augmented_columns names some: give a table")
+        elif to_predict and (path.is_dir() or (path.is_file() and TEXTS.is_named(path.name))):
+            self._kind = "folder" if path.is_dir() else "file"
+            rows = self._read_predicted(path)
         elif path.is_dir():
-            self._kind, rows = "folder", self._read_folder(path)
+            self._kind, rows = "folder", self._read_folder(path, listed_classes)
         elif path.suffix.lower() in SUFFIXES:
             if not path.is_file():
                 raise InputError(f"table {name!r} does not exist: give the path of a table or a folder of texts")
@@ -81,43 +87,47 @@ class TextSource(Source):
             )
         self._rows = [self._place(row) for row in self._leave_out_blank(rows)]
         if not self._rows:
-            raise InputError(f"{self._kind} {name!r} has no text: check its columns or files")
+            raise InputError("; ".join([f"{self._kind} {name!r} has no text", *map(str, self._findings)]))
         self._check(listed_classes)
         self.class_names = sort_classes({row.label for row in self._rows if row.label})
         if not self.class_names and needs_labels:
             where = f"the column {columns.label!r}" if label_columns is None else "label_columns"
-            raise InputError(f"{self._kind} {name!r} has no labels: fill {where} of some lines")
+            remedy = f"fill {where} of some lines" if self._kind != "folder" else "make a folder for each class"
+            raise InputError(f"{self._kind} {name!r} has no labels: {remedy}")
         self.messages = self._findings
 
     # --- reading
 
-    def _read_folder(self, root: Path) -> list[Row]:
-        rows: list[Row] = []
-        for path in sorted(root.rglob("*.txt")):
-            folders = path.relative_to(root).parts[:-1]
-            split = split_of_name(folders[0]) if folders else None
-            classes = folders if split is None else folders[1:]
-            label = classes[0] if classes and split != "unlabeled" else ""
-            try:
-                text = path.read_text(encoding="utf-8-sig")
-            except UnicodeDecodeError:
-                text = path.read_text(encoding="cp1252", errors="replace")
-                message = f"{path.name!r} is not UTF-8, and is read as Windows-1252: save it as UTF-8 if that is wrong"
-                self._findings.append(Finding("file_format", message, [relative(path, root)]))
-            except OSError as error:
-                raise InputError(f"{str(path)!r} cannot be read ({error.strerror}): fix its permissions") from error
-            rows.append(Row(len(rows) + 1, (text,), label, split or "", "", relative(path, root)))
-        if not rows:
-            raise InputError(f"folder {str(root)!r} has no .txt file: give a folder of texts, or a table")
+    def _read_folder(self, root: Path, listed_classes: Sequence[str]) -> list[Row]:
+        folders, rows = TextFolders(root, self._encoding, listed_classes), list[Row]()
+        for split, part in folders.load().items():
+            assert isinstance(part.storage, TextStorage)
+            for texts, name, label in zip(part.storage.texts, part.ids, part.labels.tolist(), strict=True):
+                word = folders.class_names[label] if label >= 0 else ""
+                rows.append(Row(len(rows) + 1, texts, word, split if word else "", "", name))
+        where = f"folder {self.name!r}"
+        said = [one for one in folders.messages if isinstance(one, Finding)]
+        self._findings = [*said, *describe_encodings(where, folders.others)]
         return rows
 
+    def _read_predicted(self, path: Path) -> list[Row]:
+        """Return the rows of a file, or of all files below a folder, whatever their folders mean."""
+        if path.is_dir():
+            paths, ids, self._findings = list_texts(path)
+        else:
+            paths, ids = [path], [path.name]
+        others: list[str] = []
+        texts = read_texts(paths, ids, others)
+        self._findings += describe_encodings(f"{self._kind} {self.name!r}", others)
+        return [Row(i, (text,), "", "", "", name) for i, (text, name) in enumerate(zip(texts, ids, strict=True), 1)]
+
     def _leave_out_blank(self, rows: Sequence[Row]) -> list[Row]:
-        self.blank = [self._locate(row) for row in rows if not any(text.strip() for text in row.texts)]
+        self.blank = [self._locate(row) for row in rows if all(map(is_blank, row.texts))]
         if self.blank:
             count = "1 text is" if len(self.blank) == 1 else f"{len(self.blank):,} texts are"
             message = f"{self._kind} {self.name!r}: {count} blank and left out ({', '.join(self.blank[:3])})"
             self._findings.append(Finding("unreadable", message, self.blank))
-        return [row for row in rows if any(text.strip() for text in row.texts)]
+        return [row for row in rows if not all(map(is_blank, row.texts))]
 
     def _locate(self, row: Row) -> str:
         return row.id if self._kind != "table" else f"line {row.line}"

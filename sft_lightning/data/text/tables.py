@@ -1,17 +1,23 @@
 """Rows of tables of texts: CSV, TSV, JSON lines and Parquet, with columns by name."""
 
 import csv
-import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sft_lightning.data.column_names import normalize_name
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.label_columns import ColumnReader, LabelColumns
+from sft_lightning.data.table_cells import convert_cell, find_kinds, parse_json_row, replace_halves
+from sft_lightning.data.table_header import DELIMITERS, find_header
+from sft_lightning.data.text.encodings import guess_encoding
+from sft_lightning.data.unused_columns import UnusedColumns
 from sft_lightning.utils.errors import InputError, did_you_mean
+from sft_lightning.utils.spreadsheet import restore_cell
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_UNSEEN = ("Cc", "Cf", "Cs")
 _LIMIT = 2**27  # letters of a cell
 
 
@@ -87,6 +93,8 @@ class TextTable:
         self._reader: ColumnReader | None = None
         self.column_classes: tuple[str, ...] = ()
         self._where = f"table {str(path)!r}"
+        self._unused = UnusedColumns(self._where, [], [], [], [])
+        self._mended: list[str] = []
         self.findings: list[Finding] = []
 
     def __iter__(self) -> Iterator[Row]:
@@ -99,31 +107,46 @@ class TextTable:
         read = {".parquet": self._read_parquet, ".jsonl": self._read_json, ".ndjson": self._read_json}
         try:
             yield from read.get(suffix, self._read_csv)()
-            self.findings += [] if self._reader is None else self._reader.describe()
+            self.findings += self._describe()
         except OSError as error:
             raise InputError(f"{self._where} cannot be read ({error.strerror or error}): check the file") from error
         except UnicodeError as error:
             raise InputError(f"{self._where} is not text ({error}): save it as UTF-8") from error
 
+    def _describe(self) -> list[Finding]:
+        """Return findings about the columns and rows that were read.
+
+        Raises:
+            InputError: A column that is not read holds splits or groups.
+        """
+        findings = [*([] if self._reader is None else self._reader.describe()), *self._unused.describe()]
+        if self._mended:
+            count = "1 text has" if len(self._mended) == 1 else f"{len(self._mended):,} texts have"
+            message = f"{self._where}: {count} halves of characters, read as \ufffd ({', '.join(self._mended[:3])})"
+            findings.append(Finding("file_format", message, self._mended))
+        return findings
+
     # --- columns
 
-    def _find(self, names: Sequence[str]) -> dict[str, str]:
-        """Return the name of each column that the table has, as it is written there, by its role."""
+    def _find(self, names: Sequence[str], given: Sequence[str] = ()) -> dict[str, str]:
+        """Return the name of each column that the table has, as it is written there, by its role.
+
+        Args:
+            names: Names of all columns.
+            given: Roles that something else than a column has.
+        """
         roles = self._columns.roles
         if self._label_columns is not None:
             del roles["label"]
             self._reader = ColumnReader(self._label_columns, names, self._where, self._needs_labels)
             self.column_classes = (*self._reader.classes,)
         plain: dict[str, str] = {}
+        wanted_names = {role: normalize_name(wanted) for role, wanted in roles.items()}
         for name in names:
-            if (key := name.strip().casefold()) in plain and key in roles.values():
+            if (key := normalize_name(name)) in plain and key in wanted_names.values():
                 raise InputError(f"{self._where} has the column {name!r} twice: keep one, or rename one")
             plain.setdefault(key, name)
-        found = {
-            role: plain[wanted.strip().casefold()]
-            for role, wanted in roles.items()
-            if wanted.strip().casefold() in plain
-        }
+        found = {role: plain[key] for role, key in wanted_names.items() if key in plain}
         optional = {"split", "group", "id", *([] if self._needs_labels else ["label"])}
         for role, wanted in roles.items():
             if role not in found and role not in optional:
@@ -134,10 +157,12 @@ class TextTable:
                 )
         if self._reader is not None:
             found |= {f"class {name}": column for name, column in self._reader.classes.items()}
-        ignored = [name for name in names if name.strip() and name not in found.values()]
-        if ignored:
-            message = f"{self._where}: columns that are not read: {', '.join(map(repr, ignored[:8]))}"
-            self.findings.append(Finding("ignored", message, ignored))
+        unused = [i for i, name in enumerate(names) if name not in found.values()]
+        known = [name for role, name in roles.items() if role in found or role in ("split", "group")]
+        there = {"path", "label", *found, *given}  # of the first, texts have none
+        self._unused = UnusedColumns(self._where, names, unused, there, known, has_settings=True)
+        if not self._needs_labels:
+            self._unused.watched = []  # splits and groups decide nothing
         return found
 
     def _make(self, line: int, cells: dict[str, str]) -> Row:
@@ -151,34 +176,46 @@ class TextTable:
     # --- formats
 
     def _read_csv(self) -> Iterator[Row]:
-        encoding = self._find_encoding()
         csv.field_size_limit(_LIMIT)
-        with self._path.open(newline="", encoding=encoding) as file:
-            first = file.readline()
-            file.seek(0)
-            delimiter = "\t" if self._path.suffix.lower() == ".tsv" else max(",;\t|", key=first.count)
-            reader = csv.reader(_refuse_nul(file, self._where), delimiter=delimiter, strict=True)
+        with self._path.open(newline="", encoding=self._find_encoding()) as file:
+            lines = _Lines(file, self._where)
+            wanted = {normalize_name(name) for name in self._columns.roles.values()}
+            delimiter, names = find_header(
+                lines,
+                lambda names: sum(normalize_name(name) in wanted for name in names),
+                "\t" if self._path.suffix.lower() == ".tsv" else DELIMITERS,
+            )
+            found = {role: names.index(name) for role, name in self._find(names).items()}
+            reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
             try:
-                names = next(reader, [])
-                found = {role: names.index(name) for role, name in self._find(names).items()}
                 while True:
-                    line = reader.line_num + 1
+                    line = lines.number + 1
                     cells = next(reader, None)
                     if cells is None:
                         break
                     if not any(cells):
                         continue
-                    if len(cells) != len(names):
-                        raise InputError(
-                            f"{self._where}, line {line}: it has {len(cells)} cells and the header has {len(names)}: "
-                            f"put quotes around a text with {delimiter!r} in it"
-                        )
-                    yield self._make(line, {role: cells[at] for role, at in found.items()})
+                    self._check_row(line, cells, names, delimiter)
+                    yield self._make(line, {role: restore_cell(cells[at]) for role, at in found.items()})
+                    self._watch(cells)
             except csv.Error as error:
                 raise InputError(
-                    f'{self._where}, line {reader.line_num}: it is not readable as CSV ({error}): put quotes (") '
+                    f'{self._where}, line {lines.number}: it is not readable as CSV ({error}): put quotes (") '
                     "around texts with quotes or line breaks in them, and double the quotes inside"
                 ) from error
+
+    def _check_row(self, line: int, cells: Sequence[str], names: Sequence[str], delimiter: str) -> None:
+        if list(cells) == list(names):  # concatenated tables
+            raise InputError(f"{self._where}, line {line}: it repeats the header: remove the line")
+        if len(cells) < len(names) or any(cells[len(names) :]):
+            raise InputError(
+                f"{self._where}, line {line}: it has {len(cells)} cells and the header has {len(names)}: "
+                f"put quotes around a text with {delimiter!r} in it"
+            )
+
+    def _watch(self, cells: Sequence[str]) -> None:
+        """Take the cells of columns that are not read into account."""
+        self._unused.watch([cells[i].strip() for i in self._unused.watched])
 
     def _read_json(self) -> Iterator[Row]:
         rows: list[tuple[int, dict[str, Any]]] = []
@@ -186,16 +223,13 @@ class TextTable:
             for line, text in enumerate(file, 1):
                 if not text.strip():
                     continue
-                try:
-                    row = json.loads(text)
-                except ValueError as error:
-                    raise InputError(f"{self._where}, line {line}: it is not JSON ({error}): correct it") from error
-                if not isinstance(row, dict):
-                    raise InputError(f"{self._where}, line {line}: it is not an object in braces: write one per line")
+                row = parse_json_row(text, f"{self._where}, line {line}")
                 rows.append((line, row))
-        found = self._find([*dict.fromkeys(name for _, row in rows for name in row)])  # each row may lack some
+        names = [*dict.fromkeys(name for _, row in rows for name in row)]  # each row may lack some
+        found = self._find(names)
         for line, row in rows:
-            yield self._make(line, {role: self._convert(row.get(name), line, name) for role, name in found.items()})
+            yield self._make(line, self._convert_row(row, found, line))
+            self._watch_row(row, names)
 
     def _read_parquet(self) -> Iterator[Row]:
         try:
@@ -206,50 +240,66 @@ class TextTable:
             ) from error
         try:
             with parquet.ParquetFile(self._path) as file:
-                found, line = self._find(file.schema_arrow.names), 0
-                for batch in file.iter_batches(4096, columns=[*found.values()]):
+                names, line = file.schema_arrow.names, 0
+                found = self._find(names)
+                self._unused.watch_only(*find_kinds(file.schema_arrow))
+                wanted = [*found.values(), *(names[i] for i in self._unused.watched)]
+                for batch in file.iter_batches(4096, columns=wanted):
                     for row in batch.to_pylist():
                         line += 1
-                        yield self._make(
-                            line, {role: self._convert(row[name], line, name) for role, name in found.items()}
-                        )
+                        yield self._make(line, self._convert_row(row, found, line))
+                        self._watch_row(row, names)
         except ValueError as error:  # of pyarrow
             raise InputError(f"{self._where} is not a readable Parquet file ({error}): write it again") from error
 
-    def _convert(self, value: Any, line: int, column: str) -> str:
-        if value is None or value != value:
-            return ""
-        if isinstance(value, bool | str | int):
-            return str(value)
-        if isinstance(value, float):
-            return str(int(value)) if value.is_integer() else str(value)
-        raise InputError(
-            f"{self._where}, line {line}: the column {column!r} holds a {type(value).__name__} ({str(value)[:40]!r}): "
-            "write text"
-        )
+    def _convert_row(self, row: dict[str, Any], found: dict[str, str], line: int) -> dict[str, str]:
+        return {role: self._convert(row.get(name), line, name, role) for role, name in found.items()}
+
+    def _convert(self, value: Any, line: int, column: str, role: str) -> str:
+        if isinstance(value, str) and role.startswith(("text", "augmented")) and value != replace_halves(value):
+            self._mended.append(f"line {line}")
+            value = replace_halves(value)
+        return convert_cell(value, f"{self._where}, line {line}", column, role)
+
+    def _watch_row(self, row: dict[str, Any], names: Sequence[str]) -> None:
+        watched = self._unused.watched
+        self._unused.watch([convert_cell(row.get(names[i]), "", names[i], "").strip() for i in watched])
 
     def _find_encoding(self) -> str:
         """Return the encoding of the file: that of its mark, UTF-8, or Windows-1252, which is reported."""
         with self._path.open("rb") as file:
-            mark = next((name for bom, name in _MARKS.items() if file.read(3).startswith(bom) or file.seek(0)), None)
-            if mark is not None:
-                return mark
-            for number, line in enumerate(file, 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError as error:
-                    meant = line[error.start : error.start + 1].decode("cp1252", errors="replace")
-                    message = (
-                        f"{self._where} is not UTF-8 (line {number}), and is read as Windows-1252, with {meant!r} "
-                        "there: save it as UTF-8 if that is wrong"
-                    )
-                    self.findings.append(Finding("file_format", message, [str(self._path)]))
-                    return "cp1252"
-        return "utf-8"
+            guess = guess_encoding(file, self._where)
+        if guess.line:
+            message = (
+                f"{self._where} is not UTF-8 (line {guess.line}), and is read as Windows-1252, with {guess.letter!r} "
+                "there: save it as UTF-8 if that is wrong"
+            )
+            self.findings.append(Finding("file_format", message, [str(self._path)]))
+        return guess.encoding
 
 
-def _refuse_nul(lines: Iterable[str], where: str) -> Iterator[str]:
-    for number, text in enumerate(lines, 1):
+class _Lines:
+    """Iterator over the lines of a table that counts them, and refuses those that are not text."""
+
+    def __init__(self, lines: Iterable[str], where: str) -> None:
+        self.number = 0
+        self._lines, self._where = iter(lines), where
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        text = next(self._lines)
+        self.number += 1
         if "\0" in text:
-            raise InputError(f"{where}, line {number}: it has a NUL byte: save the table as UTF-8 text")
-        yield text
+            raise InputError(f"{self._where}, line {self.number}: it has a NUL byte: save the table as UTF-8 text")
+        return text
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has nothing that can be seen.
+
+    Args:
+        text: Text; spaces, control characters and those without width are not seen.
+    """
+    return not text.strip() or all(letter.isspace() or unicodedata.category(letter) in _UNSEEN for letter in text)

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 
 from sft_lightning.data.bad_examples import show_path
+from sft_lightning.data.column_names import KNOWN
 from sft_lightning.data.frames import remove_extension
 from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.listed_files import find_files
 from sft_lightning.data.placement_checks import Placed
 from sft_lightning.data.source import Examples
-from sft_lightning.data.table_columns import KNOWN
 from sft_lightning.data.vision.file_kinds import IMAGES
 from sft_lightning.data.vision.folder_source import MASKS, FolderSource
 from sft_lightning.data.vision.image_source import ImageSource

@@ -196,5 +196,5 @@ def test_other_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"give a folder of texts, a table that ends with .*, or sample-texts"):
         read(Path("sample"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"has no \.txt file"):
+    with pytest.raises(InputError, match=r"holds no text: expected CLASS/text\.txt"):
         read(tmp_path / "empty")

@@ -125,6 +125,18 @@ def test_find_split_understands_folder_names(name: str, split: str | None) -> No
             {"train": 4},
             ["folder 'unlabelled' in '.*train' is read as a class"],
         ),
+        (
+            ["train/a", "train/b", "train/unsup", "test/a", "test/b"],
+            "a b",
+            {"train": 4, "test": 4, "unlabeled": 2},
+            ["folder '.*train/unsup' is read as the split unlabeled"],
+        ),
+        (
+            ["train/a", "train/b", "train/unsup", "test/a", "test/unsup"],
+            "a b unsup",
+            {"train": 6, "test": 4},
+            ["folder 'unsup' in '.*train' is read as a class"],
+        ),
         ([f"train/{COMPOSED}", "train/b", f"val/{DECOMPOSED}"], f"b {COMPOSED}", {"train": 4, "val": 2}, []),
         (["1", "2", "10"], "1 2 10", {"train": 6}, []),
         (["a/x", "a/y", "b/x"], "a b", {"train": 6}, []),
