@@ -35,6 +35,7 @@ from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.spreadsheet import format_csv
 
 FOLDER = "predicted_boxes"
+_NOTHING = 0.01  # mean average precision below which detections mean nothing
 _DOUBTFUL, _MOST = 0.5, 8  # share of the mean F1 below which an annotation is looked at, and how many of them
 
 
@@ -90,11 +91,11 @@ def deliver_boxes(best: BoxResult, judged: np.ndarray, name: str, folder: Path) 
         pool = find_in_pool(model, data, delivery.score_threshold)
         write_pool(pool, data, delivery.score_threshold, folder)
         choose_next(pool, model, data, delivery, folder)
-    if best.estimate.mean == 0:
+    if best.estimate.mean < _NOTHING:
         delivery.advice.insert(
             0,
-            "Nothing was found in held-out images, so its boxes mean nothing: give more minutes, name a start with "
-            "--candidates, or annotate more images.",
+            "Next to nothing was found in held-out images, so its boxes mean nothing yet: give more minutes, name a "
+            "start with --candidates, or annotate more images.",
         )
     delivery.not_exported = export_all(delivery.run, folder)
     return delivery

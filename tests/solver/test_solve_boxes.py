@@ -506,12 +506,11 @@ def test_without_unlabeled_images_and_with_nothing_found_it_says_so(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasten(monkeypatch)
-    monkeypatch.setattr(box_trials, "STEPS", (3, 3))
-    monkeypatch.setattr(box_trials, "DETECTORS", ("fcos",))  # whose scores stay below its threshold after 3 steps
+    monkeypatch.setattr(box_trials, "DETECTORS", ("fcos",))  # which has learned next to nothing after 3 steps
     write_boxes_folder(Path("d"), {"train": 4})
     solution = solve("d", **WORDS)
-    assert solution.summary["map"][0] == 0
+    assert solution.summary["map"][0] < 0.01
     text = " ".join(solution.verdict)
     assert "There was nothing unlabeled to learn from." in text
-    assert "Nothing was found in held-out images, so its boxes mean nothing: give more minutes" in text
+    assert "Next to nothing was found in held-out images, so its boxes mean nothing yet: give more minutes" in text
     assert not (solution.folder / "predictions.csv").exists()
