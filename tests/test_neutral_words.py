@@ -19,7 +19,7 @@ OF_IMAGES = {
     "audit/image_checks.py",
     "audit/mask_checks.py",
     "audit/recording_checks.py",
-    "report/pixel_evaluation.py", "report/pixels.py", "solver/mask_delivery.py",
+    "report/pixel_evaluation.py", "report/pixels.py", "solver/box_delivery.py", "solver/mask_delivery.py",
     "detection/base.py", "detection/build.py", "detection/faster_rcnn.py", "detection/matching.py",
     "detection/pyramid.py", "detection/fcos.py", "detection/retinanet.py", "detection/ssdlite.py", "detection/dense.py",
     "export/detector.py", "report/boxes.py",
@@ -68,7 +68,8 @@ KEPT: dict[str, tuple[str, ...]] = {
         "image_size", "larger images", "the images that the user", "Side of the images",
     ),
     "solver/look.py": ("compute_image_stats",),
-    "solver/mask_trials.py": ("image_size",),
+    "solver/map_starts.py": ("image_size",),
+    "solver/map_trials.py": ("image_size",),
     "solver/solve.py": ("image_size", "Side of the images in pixels", "image files square", "in images of more than 8"),
     "solver/starts.py": (
         "image_size", "may see smaller images",

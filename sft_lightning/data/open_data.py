@@ -40,16 +40,11 @@ def find_data_class(source: str) -> type[FewLabelDataModule]:
 
     Args:
         source: Source as the user named it.
-
-    Raises:
-        InputError: It holds boxes of objects.
     """
     modality = get_modality(find_modality(source))
     if modality.box_detector and load(modality.box_detector)(source):
-        raise InputError(
-            f"source {source!r} holds {InputSpec(modality.name, ()).plural} with boxes of objects, which this command "
-            "does not take: use FineTuneDetector with fit, test, predict, report and study (docs/detection.md)"
-        )
+        boxed: type[FewLabelDataModule] = load(modality.box_data_module)
+        return boxed
     if _holds_masks(modality, source):
         found: type[FewLabelDataModule] = load(modality.mask_data_module)
         return found
@@ -67,9 +62,16 @@ def open_data(
         where_taken: Further settings, for the data modules that have them.
 
     Raises:
-        InputError: The data module for the source has no such setting, or refuses it, or the examples have masks.
+        InputError: The data module for the source has no such setting, or refuses it, or the examples have masks or
+            boxes.
     """
     cls = find_data_class(source)
+    if cls.has_boxes:
+        raise InputError(
+            f"source {source!r} holds {InputSpec(find_modality(source), ()).plural}{cls.in_addition}, which this "
+            f"command does not take: `sft-lightning solve {source}` learns them and says which to annotate next, and "
+            "FineTuneDetector with fit, test, predict, report and study (docs/detection.md)"
+        )
     if cls.in_addition and given.get("class_names") is None:
         kind = InputSpec(find_modality(source), ()).plural + cls.in_addition
         raise InputError(

@@ -45,6 +45,7 @@ class SplitDataModule(FewLabelData, LightningDataModule):
     trainer: Any
     # Whether splits hold examples as they lie in the source, so that data modules of other sizes can share them.
     shares_splits: ClassVar[bool] = False
+    has_boxes: ClassVar[bool] = False  # whether targets are boxes of objects
     in_addition: ClassVar[str] = ""  # what examples have in addition to themselves, after their kind in a sentence
     bad_setting: ClassVar[str] = "on_bad"  # name of the setting for unreadable files
     bad_listing: ClassVar[str] = SKIPPED  # name of the file in a run's folder that lists those

@@ -50,6 +50,18 @@ class MatchRecords(NamedTuple):
     is_ignored: Array
     objects: Array
 
+    def select(self, chosen: Array) -> "MatchRecords":
+        """Return the matches of some examples.
+
+        Args:
+            chosen: Whether each example is among them, boolean, (N,).
+        """
+        kept, position = chosen[self.example], np.cumsum(chosen) - 1
+        return MatchRecords(
+            position[self.example[kept]], self.kind[kept], self.is_right[kept], self.is_ignored[kept],
+            self.objects[chosen],
+        )  # fmt: skip
+
 
 class MapDifference(NamedTuple):
     """Difference of two mean average precisions on the same examples, the first minus the second.
@@ -67,15 +79,18 @@ class MapDifference(NamedTuple):
     p_value: float
 
 
-def collect_matches(found: Sequence[Detections], targets: Sequence[Tensor]) -> MatchRecords:
+def collect_matches(
+    found: Sequence[Detections], targets: Sequence[Tensor], num_classes: int | None = None
+) -> MatchRecords:
     """Match the detections of examples with their objects as COCO does.
 
     Args:
         found: Detections of each of at least one example, (K, ...), in the order of their positions, which decides
             between equal scores.
         targets: Objects of each example, (M, 6), as in `sft_lightning.data.vision.boxes`.
+        num_classes: Number of classes C; None for the largest class of an object + 1.
     """
-    classes = 1 + max([0, *(int(y[:, 0].max()) for y in targets if len(y))])
+    classes = num_classes or 1 + max([0, *(int(y[:, 0].max()) for y in targets if len(y))])
     objects = np.zeros((len(targets), classes))
     parts: list[list[Tensor]] = []
     for i, (one, y) in enumerate(zip(found, targets, strict=True)):
@@ -197,17 +212,22 @@ def average_classes(records: MatchRecords, times: Array) -> Array:
     size = max(1, _CELLS // max(1, len(records.example)))
     means = []
     for some in np.split(times, range(size, len(times), size)):
-        values = np.stack([_average_precision(records, some, k) for k in shown] or [np.full(len(some), np.nan)])
+        values = np.stack([average_precision(records, some, k) for k in shown] or [np.full(len(some), np.nan)])
         is_known = ~np.isnan(values)
         total = np.where(is_known, values, 0).sum(0)
         means.append(np.where(is_known.any(0), total / np.maximum(1, is_known.sum(0)), np.nan))
     return np.concatenate(means)
 
 
-def _average_precision(records: MatchRecords, times: Array, kind: int) -> Array:
+def average_precision(records: MatchRecords, times: Array, kind: int) -> Array:
     """Return the average precision of a class over all IoUs, (D,); NaN where a draw has no object of it.
 
     Recall rises at right detections alone, so that precision is needed there alone.
+
+    Args:
+        records: Matches from `collect_matches`.
+        times: How often each draw takes each example, (D, N).
+        kind: Class.
     """
     own = records.kind == kind
     is_right, is_ignored = records.is_right[own], records.is_ignored[own]

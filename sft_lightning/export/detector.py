@@ -1,7 +1,7 @@
 """Export of detectors: safetensors that start other trainings, and ONNX programs from an image to boxes.
 
 A program is traced, since the number of boxes depends on the image, and so takes one image at a time. It is read back,
-and its boxes on held-out images of the run must be those of PyTorch.
+and its boxes on held-out images of the run, or on those of training without any, must be those of PyTorch.
 """
 
 import warnings
@@ -173,7 +173,7 @@ def _write_onnx(run: str, file: Path) -> dict[str, Any]:
     channels, side, _ = model.backbone.input_spec.shape
     if sum(p.numel() * p.element_size() for p in program.parameters()) > MAX_BYTES:
         raise InputError("the detector is larger than one file of ONNX holds, 2 GB: give --format safetensors")
-    name = opened.held_out
+    name = next(one for one in ("test", "val", "labeled") if len(opened.data.splits[one]))
     images = [
         (x[None] * 255).round().to(torch.uint8)
         for position in range(min(_NUM_COMPARED, len(opened.data.splits[name])))

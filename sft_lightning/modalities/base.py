@@ -52,6 +52,7 @@ class Modality:
         data_module: Class of its data module.
         mask_data_module: Class of the data module of examples with masks.
         mask_detector: Function from the name of a source to whether its examples have masks.
+        box_data_module: Class of the data module of examples with boxes of objects.
         box_detector: Function from the name of a source to whether its examples have boxes of objects.
         detector: Function from the name of a source to whether it holds such examples; sources that no modality knows
             belong to the one without a detector.
@@ -72,6 +73,7 @@ class Modality:
     data_module: str = ""
     mask_data_module: str = ""
     mask_detector: str = ""
+    box_data_module: str = ""
     box_detector: str = ""
     detector: str = ""
     networks: str = ""

@@ -10,6 +10,7 @@ MODALITY = Modality(
     data_module="sft_lightning.data.vision.datamodule:ImageDataModule",
     mask_data_module="sft_lightning.data.vision.segmentation_datamodule:SegmentationDataModule",
     mask_detector="sft_lightning.data.vision.open_masks:holds_masks",
+    box_data_module="sft_lightning.data.vision.detection_datamodule:DetectionDataModule",
     box_detector="sft_lightning.data.vision.open_boxes:holds_boxes",
     networks="sft_lightning.networks.vision.backbones",
     checks="sft_lightning.audit.image_checks:ImageChecks",

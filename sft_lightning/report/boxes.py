@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from markupsafe import Markup
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -20,7 +21,7 @@ from sft_lightning.report import figures
 from sft_lightning.report.examples import format_split
 from sft_lightning.report.run_sections import render_training
 from sft_lightning.training.callbacks.metrics_csv import read_curves
-from sft_lightning.training.callbacks.vision.box_predictions import draw_boxes, to_pixels
+from sft_lightning.training.callbacks.vision.box_predictions import draw_boxes, draw_found, to_pixels
 from sft_lightning.utils.html import Section, render_examples, render_note, render_table, render_tiles
 
 _NUM_WORST = 12
@@ -188,6 +189,37 @@ def render_threshold(judged: Judged, chosen: Judged, threshold: float) -> Markup
     return render_note(note) + render_table(("score from", "found", "precision", "recall", "F1"), rows)
 
 
+def render_pair(x: Tensor, y: Tensor, found: Detections, names: Sequence[str]) -> Markup:
+    """Return an image with its true boxes beside the same with the found ones.
+
+    Args:
+        x: Image as networks see it, (C, S, S).
+        y: Its objects, (M, 6), as in `sft_lightning.data.vision.boxes`.
+        found: Detections of the image, (K, ...) each.
+        names: Names of the classes.
+    """
+    true = y[:, 0].long()
+    pairs = zip(true.tolist(), y[:, 5].tolist(), strict=True)
+    kinds = [names[k] + (" (ignored)" if is_ignored else "") for k, is_ignored in pairs]
+    drawn = draw_boxes(to_pixels(x), y[:, 1:5], true, kinds, _SIDE)
+    return render_examples([_embed(drawn, "true boxes"), render_found(x, found, names)], "pair")
+
+
+def render_found(x: Tensor, found: Detections, names: Sequence[str]) -> Markup:
+    """Return an image with the found boxes.
+
+    Args:
+        x: Image as networks see it, (C, S, S).
+        found: Detections of the image, (K, ...) each.
+        names: Names of the classes.
+    """
+    return _embed(draw_found(to_pixels(x), found.boxes, found.classes, found.scores, names, _SIDE), "found boxes")
+
+
+def _embed(drawn: Image.Image, text: str) -> Markup:
+    return figures.embed_image(pil_to_tensor(drawn) / 255, text, _SIDE)
+
+
 def render_worst(opened: LoadedRun, judged: Judged, threshold: float) -> Markup:
     """Return the images of the lowest F1, with their true boxes and the found ones.
 
@@ -205,23 +237,10 @@ def render_worst(opened: LoadedRun, judged: Judged, threshold: float) -> Markup:
         found, y = judged.found[i], judged.targets[i]
         shown = found.scores >= threshold
         names = opened.data.class_names
-        labels = [
-            f"{names[k]} {score:.2f}"
-            for k, score in zip(found.classes[shown].tolist(), found.scores[shown].tolist(), strict=True)
-        ]
-        image, true = to_pixels(x[0]), y[:, 0].long()
-        kinds = [
-            names[k] + (" (ignored)" if is_ignored else "")
-            for k, is_ignored in zip(true.tolist(), y[:, 5].tolist(), strict=True)
-        ]
-        panels = [
-            (draw_boxes(image, y[:, 1:5], true, kinds, _SIDE), "true boxes"),
-            (draw_boxes(image, found.boxes[shown], found.classes[shown], labels, _SIDE), "found boxes"),
-        ]
-        drawn = [figures.embed_image(pil_to_tensor(one) / 255, text, _SIDE) for one, text in panels]
+        drawn = render_pair(x[0], y, Detections(*(part[shown] for part in found)), names)
         identifier = opened.data.splits[judged.name].ids[position]
         missed, false = counts[i].true - counts[i].right, counts[i].found - counts[i].right
         lines = [f"F1 {counts[i].f1:.2f}", f"{missed} missed, {false} false", identifier]
-        tiles.append((render_examples(drawn, "pair"), lines))
+        tiles.append((drawn, lines))
     note = f"Left the true boxes, right the found ones of a score from {threshold:.2f}, as the network sees the images."
     return render_note(note) + render_tiles(tiles)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.cli.logging import silence_logs
+from sft_lightning.detection.bootstrap import MatchRecords
 from sft_lightning.export.export import ExportFormat, export
 from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
 from sft_lightning.runs.checkpoints import find_run_checkpoint
@@ -42,25 +43,30 @@ class Delivery:
         run: Folder of the run.
         calibration: Temperature of the probabilities, and thresholds where examples have several classes, fitted to
             held-out predictions of the labels.
-        test_scores: Score of each example of the source's own test split, such as whether it is right, (T,), or None.
+        test_scores: Score of each example of the source's own test split, such as whether it is right, (T,), or its
+            matched detections; None without one.
         next_labels: Positions of the unlabeled examples to label next.
         doubtful: Positions of the labeled examples whose label is doubtful.
         doubts: What the held-out prediction says of each doubtful label.
+        doubtful_shown: How a page shows them; empty where it shows them as they are.
         advice: Sentences about what would help most.
         next_shown: How a page shows the examples to label next; empty where it shows them as they are.
         writes: What `predict` writes of new examples.
+        score_threshold: Score from which detections count as objects; 0 where none are detected.
         not_exported: Reason for the lack of an exported file, by its name.
     """
 
     run: Path
     calibration: CrossFittedTemperature
-    test_scores: Tensor | None = None
+    test_scores: Tensor | MatchRecords | None = None
     next_labels: list[int] = field(default_factory=list)
     doubtful: list[int] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    doubtful_shown: list[Markup] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
     next_shown: list[Markup] = field(default_factory=list)
     writes: str = "calibrated probabilities"
+    score_threshold: float = 0.0
     not_exported: dict[str, str] = field(default_factory=dict)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from sft_lightning.solver.plan import RUNG, Plan, Stage, format_seconds
 from sft_lightning.solver.recipes import OutOfTimeError, Recipe, cross_fit
 from sft_lightning.solver.units import read_unit, write_unit
 from sft_lightning.solver.verdict import format_estimate
-from sft_lightning.study.judge import Comparison, Estimate, choose_recipe, compare, estimate_accuracy, score_choice
+from sft_lightning.study.intervals import Comparison, Estimate
 from sft_lightning.utils.errors import InputError, describe_failure
 
 _RULES = 4  # of how held-out labels are predicted: another number makes results of earlier versions invalid
@@ -29,20 +30,18 @@ class JudgedRecipe:
     Attributes:
         recipe: Recipe.
         source: Source as the recipe sees it.
-        scores: Score of each judged example in each division, such as 1 where it is right, (R, J).
-        estimate: Mean score with its interval.
+        estimate: Score with its interval.
     """
 
     recipe: Recipe
     source: LabeledSource
-    scores: np.ndarray
     estimate: Estimate
 
 
 ResultT = TypeVar("ResultT", bound=JudgedRecipe)
 
 
-class JudgedRecipes(Generic[ResultT]):
+class JudgedRecipes(ABC, Generic[ResultT]):
     """Recipes that were tried, and their results.
 
     Attributes:
@@ -53,8 +52,9 @@ class JudgedRecipes(Generic[ResultT]):
         report: Function that gets lines of progress.
         judged: Whether each labeled example is in a fold, bool, (N,).
         results: Results so far.
-        weights: What each judged example counts, float64, (J,); None where all count the same.
-        caveat: Sentence on why they do not; empty where they do.
+        caveat: Sentence on labels that count for unlabeled examples; empty where all count the same.
+        method: Sentence on how intervals come about; empty where they are those of a mean.
+        busyness: Seconds for a second of work, on a machine that others use, too.
         failed: Sentences about recipes that failed or took too long.
     """
 
@@ -73,8 +73,8 @@ class JudgedRecipes(Generic[ResultT]):
         self.source, self.plan, self.name, self.folder, self.report = source, plan, name, folder, report
         self.judged = source.folds >= 0
         self.results: list[ResultT] = []
-        self.weights: np.ndarray | None = None
-        self.caveat = ""
+        self.caveat = self.method = ""
+        self.busyness = 1.0
         self.failed: list[str] = []
 
     @property
@@ -89,28 +89,19 @@ class JudgedRecipes(Generic[ResultT]):
         given = self.source.groups
         return None if given is None else [given[i] for i in np.flatnonzero(self.judged).tolist()]
 
+    @abstractmethod
     def choose(self, among: Sequence[int] | None = None) -> int:
         """Return the position of the best result.
 
         Args:
             among: Positions to choose from; None for all.
         """
-        positions = list(range(len(self.results))) if among is None else list(among)
-        scores = self._stack_scores(positions)
-        return positions[choose_recipe(scores, *self._how_judged, default=self.find_default(positions))]
 
-    def score_choice(self, among: Sequence[int]) -> np.ndarray:
-        """Return the scores of choosing on other folds than those that the choice is scored on, (R, J).
-
-        Args:
-            among: Positions to choose from.
-        """
-        return score_choice(self._stack_scores(among), *self._how_judged, default=self.find_default(among))
-
+    @abstractmethod
     def estimate_choice(self) -> Estimate:
         """Estimate the score of choosing among all results and training what is chosen on all labels."""
-        return estimate_accuracy(self.score_choice(range(len(self.results))), *self._how_judged)
 
+    @abstractmethod
     def compare_choices(self, ours: Sequence[int], theirs: Sequence[int]) -> Comparison:
         """Compare choosing among some results with choosing among others.
 
@@ -118,16 +109,6 @@ class JudgedRecipes(Generic[ResultT]):
             ours: Positions of the first ones.
             theirs: Positions of the others.
         """
-        return compare(self.score_choice(ours), self.score_choice(theirs), *self._how_judged)
-
-    def _stack_scores(self, positions: Sequence[int]) -> np.ndarray:
-        """Return the scores of some results, (M, R, J)."""
-        return np.stack([self.results[i].scores for i in positions])
-
-    @property
-    def _how_judged(self) -> tuple[np.ndarray, list[str] | None, np.ndarray | None]:
-        """Folds, groups and weights of the judged examples, as `choose_recipe` takes them."""
-        return self.folds, self.groups, self.weights
 
     def find_default(self, positions: Sequence[int]) -> int | None:
         """Return the place among some results of the one to prefer unless another is ahead; by default None.
@@ -148,17 +129,6 @@ class JudgedRecipes(Generic[ResultT]):
         elif stage.what:
             self.report(f"Planned: {stage.what}, {format_seconds(stage.seconds)}.")
         return not stage.dropped
-
-    def estimate(self, scores: np.ndarray) -> tuple[np.ndarray, Estimate]:
-        """Return scores in each division, (R, J), and their mean with its interval.
-
-        Predictions of a training, in one division, stand for all of them: the label is held out in each.
-
-        Args:
-            scores: Scores of the judged examples in some divisions, (R, J) or (1, J).
-        """
-        every = np.broadcast_to(scores, self.folds.shape)
-        return every, estimate_accuracy(every, *self._how_judged)
 
     def report_result(self, result: ResultT) -> None:
         """Report the score of a recipe.

@@ -23,6 +23,8 @@ from sft_lightning.data.source import concatenated
 from sft_lightning.data.splits import Split
 from sft_lightning.data.vision.image_stats import find_small_shape
 from sft_lightning.modalities import Modality, get_modality
+from sft_lightning.solver.check_labels import check_labels
+from sft_lightning.solver.measure import MEAN_AVERAGE_PRECISION, Measure, measure_of
 from sft_lightning.study.folds import write_fold
 from sft_lightning.tasks.base import Task
 from sft_lightning.tasks.make_task import make_task
@@ -35,6 +37,8 @@ MAX_REPEATS = 5  # divisions into folds: with one, intervals of the choice hold 
 _REPEATED = 2000  # labels that are judged in all, so that fewer labels have more repeats, which they need
 DECODED = "decoded"
 _MAX_CACHED = 2_000_000_000  # bytes
+_PLACES = ("mask", "boxes")  # targets that lie in places of the examples
+_FEW, _MANY = 16, 256  # examples of a batch without gradients, where detectors find objects and else
 
 
 @dataclass
@@ -75,6 +79,16 @@ class LabeledSource:
     def task(self) -> Task:
         """Kind of target."""
         return make_task(self.data.target, self.data.num_classes)
+
+    @cached_property
+    def measure(self) -> Measure:
+        """What recipes are judged by."""
+        return MEAN_AVERAGE_PRECISION if self.data.target == "boxes" else measure_of(self.task)
+
+    @property
+    def kind(self) -> str:
+        """What the labels are, in the plural."""
+        return {"mask": "masks", "boxes": "boxes"}.get(self.data.target, "labels")
 
     @cached_property
     def targets(self) -> Tensor:
@@ -132,7 +146,7 @@ class LabeledSource:
         for name in ("labeled", "unlabeled", "test"):
             digest.update(self.data.fingerprint(name).encode())
             split = self.data.splits[name]
-            if self.data.target == "mask":  # whose masks are not part of the fingerprints
+            if self.data.target in _PLACES:  # whose annotations are not part of the fingerprints
                 digest.update(b"".join(split.part.storage.contents(split.indices)))
         digest.update(repr((self.targets.tolist(), self.divisions.tolist())).encode())
         return digest.hexdigest()
@@ -226,21 +240,22 @@ def read_source(
         InputError: The source cannot be opened, or has labels of fewer than two classes.
     """
     modality = get_modality(find_modality(name))
-    make: Callable[..., FewLabelDataModule] = find_data_class(name)
-    check_settings(name, find_data_class(name), {"image_size": image_size, "labels": labels, **given})
+    make: Any = find_data_class(name)
+    check_settings(name, make, {"image_size": image_size, "labels": labels, **given})
     given = {setting: value for setting, value in {"labels": labels, **given}.items() if value is not None}
     skipping, has_sides = modality.solve.skipping, modality.solve.has_sides
     own: dict[str, Any] = {"root": root, skipping: "skip"} if skipping else {}
     settings = {**own, "seed": str(seed)}
-    if "download" in list_settings(find_data_class(name)):
+    if "download" in list_settings(make):
         own["download"] = download
     settings |= {setting: one if isinstance(one, str) else json.dumps(one) for setting, one in given.items()}
 
     opened: list[FewLabelDataModule] = []  # the first one, whose splits the others share
 
     def reopen(**changed: Any) -> FewLabelDataModule:
-        how = {"num_labels": num_labels, "seed": seed, "val_size": 0, "test_size": 0, "eval_batch_size": 256}
-        data = make(name, **how, **own, **{**given, **changed})
+        how = {"num_labels": num_labels, "seed": seed, "val_size": 0, "test_size": 0}
+        how["eval_batch_size"] = _FEW if make.has_boxes else _MANY
+        data: FewLabelDataModule = make(name, **how, **own, **{**given, **changed})
         with silence_logs():  # what it says is on the first screen
             if opened and data.shares_splits:
                 data.share_splits(opened[0])
@@ -252,24 +267,8 @@ def read_source(
 
     data, sizes = _open_at_size(reopen, image_size) if has_sides else _open_as_suggested(reopen)
     settings |= {setting: str(value) for setting, value in sizes.items()}
-    counts = data.labeled_counts()
     labeled = data.splits["labeled"]
-    has_sets = data.target == "class_set"
-    if data.target == "mask":
-        _check_masks(name, data)
-    named = int((counts > 0).sum())
-    if has_sets and not bool(((counts > 0) & (counts < len(labeled))).any()):
-        raise InputError(
-            f"source {name!r} has {len(labeled):,} labeled examples{_describe_unreadable(data)}, and no class that "
-            "only some of them have: label more of them"
-        )
-    if named < 2 and not has_sets:
-        raise InputError(
-            f"source {name!r} has labels of {named} class(es){_describe_unreadable(data)}: label some examples of at "
-            f"least two, by class folders, the column 'label', or `sft-lightning label {name} --class_names "
-            "[NAME,NAME]` and --labels labels.csv"
-            + (f"; or, {modality.solve.one_class}" if named == 1 and modality.solve.one_class else "")
-        )
+    check_labels(name, data, modality)
     groups = group_copies(labeled)
     try:
         repeats = max(1, min(MAX_REPEATS, _REPEATED // max(1, len(labeled))))
@@ -284,22 +283,6 @@ def read_source(
         copies = find_exact_copies([labeled]).count
         raise InputError(f"{error} ({copies:,} labeled examples copy others)" if copies else str(error)) from error
     return LabeledSource(name, data, settings, divisions, groups, folder, reopen, modality, image_size)
-
-
-def _check_masks(name: str, data: FewLabelDataModule) -> None:
-    """Refuse masks from which nothing can be learned or judged."""
-    masks, counts = len(data.splits["labeled"]), data.labeled_counts()
-    if masks < 2:
-        raise InputError(
-            f"source {name!r} has {masks} mask(s){_describe_unreadable(data)}: add some, since one is held out to "
-            "judge what the others teach"
-        )
-    named = [one for one, count in zip(data.class_names, counts.tolist(), strict=True) if count]
-    if len(named) < 2:
-        raise InputError(
-            f"source {name!r} has {masks:,} masks of {len(named)} class(es) ({', '.join(named)}): add masks with "
-            "pixels of another class"
-        )
 
 
 def _join_validation(data: FewLabelDataModule, num_labels: int | None) -> None:
@@ -343,7 +326,7 @@ def _open_at_size(
         if "image_size" not in str(error):
             raise
     data = reopen(image_size=MAX_SIDE)
-    if data.target == "mask":
+    if data.target in _PLACES:
         return data, {"image_size": MAX_SIDE}  # larger ones are a decision of the plan
     shape = find_small_shape([data.splits[name] for name in ("labeled", "unlabeled", "test")], MAX_SIDE)
     if shape is None:
@@ -364,11 +347,3 @@ def _open_as_suggested(reopen: Callable[..., FewLabelDataModule]) -> tuple[FewLa
     data = reopen()
     suggested = data.suggest_settings()
     return (reopen(**suggested), suggested) if suggested else (data, {})
-
-
-def _describe_unreadable(data: FewLabelDataModule) -> str:
-    """Return how many files cannot be read and why the first cannot; empty where all can."""
-    if not data.bad.reasons:
-        return ""
-    path, reason = min(data.bad.reasons.items())
-    return f", and {len(data.bad.reasons):,} file(s) cannot be read, such as {path!r} ({reason})"

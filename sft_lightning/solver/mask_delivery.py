@@ -16,8 +16,8 @@ from sft_lightning.report.metrics import choose_to_label
 from sft_lightning.report.pixels import cover
 from sft_lightning.runs.temperature import CrossFittedTemperature
 from sft_lightning.solver.deliver import NEXT, Delivery, export_all, remove_earlier
-from sft_lightning.solver.judged import JudgedRecipe
 from sft_lightning.solver.recipes import get_run, train
+from sft_lightning.solver.scored import ScoredRecipe
 from sft_lightning.study.folds import score_examples
 from sft_lightning.training.callbacks.vision.mask_predictions import classify_pixels, format_shares, write_mask
 from sft_lightning.training.callbacks.vision.pixel_predictions import name_files, open_original
@@ -44,7 +44,7 @@ class _Pool:
     features: Tensor
 
 
-def deliver_masks(best: JudgedRecipe, judged: np.ndarray, name: str, folder: Path) -> Delivery:
+def deliver_masks(best: ScoredRecipe, judged: np.ndarray, name: str, folder: Path) -> Delivery:
     """Train a recipe on all masks, predict those of the unlabeled examples, and export the model.
 
     Args:
@@ -81,7 +81,7 @@ def deliver_masks(best: JudgedRecipe, judged: np.ndarray, name: str, folder: Pat
     return delivery
 
 
-def _doubt_masks(best: JudgedRecipe, judged: np.ndarray, delivery: Delivery) -> None:
+def _doubt_masks(best: ScoredRecipe, judged: np.ndarray, delivery: Delivery) -> None:
     """Keep the masks that held-out predictions contradict most."""
     scores, positions = best.scores.mean(0), np.flatnonzero(judged)
     worst = [i for i in np.argsort(scores, kind="stable") if scores[i] < _DOUBTFUL * scores.mean()][:_MOST]

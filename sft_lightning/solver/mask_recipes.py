@@ -1,21 +1,16 @@
 """Recipes for examples with masks: logistic regression of pixels on frozen maps, and trainings with a decoder."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from sft_lightning.classifiers import LogisticRegression
 from sft_lightning.cli.logging import silence_logs
-from sft_lightning.networks.build import build_encoder
-from sft_lightning.networks.encoder import Encoder
 from sft_lightning.solver.cross_fits import list_folds
 from sft_lightning.solver.labels import LabeledSource
+from sft_lightning.solver.map_starts import MapStart
 from sft_lightning.solver.recipes import Recipe
 from sft_lightning.tasks.pixel_samples import sample_pixels
-from sft_lightning.transfer.candidates import Candidate, load_candidate
 from sft_lightning.transfer.vectors import choose_device
-from sft_lightning.utils.errors import InputError
 
 MAX_PIXELS = 4_000  # of all masks, to which logistic regression is fitted
 BATCH, _RATIO = 8, 2  # masks of a step, and unlabeled examples for each of them
@@ -30,53 +25,7 @@ _TEACHER = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MaskStart:
-    """Network that gives maps, from which recipes start.
-
-    Attributes:
-        name: Name for readers.
-        backbone: Name of the network.
-        candidate: Start as the user or a search named it; None for a network without weights.
-        saw_pool: Whether the network has learned from the unlabeled examples.
-        digest: SHA-256 of the file of weights; empty for published ones.
-        is_large: Whether the network is one of a library.
-    """
-
-    name: str
-    backbone: str
-    candidate: Candidate | None = None
-    saw_pool: bool = False
-    digest: str = ""
-    is_large: bool = False
-
-    @property
-    def argv(self) -> tuple[str, ...]:
-        """Options of a model that starts from it."""
-        weights = () if self.candidate is None else (f"--model.weights={self.candidate.weights}",)
-        return (f"--model.backbone={self.backbone}", *weights)
-
-    def load(self, source: LabeledSource) -> Encoder:
-        """Return the network at the size of a source, without a decoder.
-
-        Args:
-            source: Source at the size at which examples are seen.
-
-        Raises:
-            InputError: It cannot be loaded at this size.
-        """
-        spec = source.data.input_spec
-        with silence_logs(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(source.data.request.seed)  # of random weights, which are the same in each pass
-            if self.candidate is None:
-                return build_encoder(self.backbone, spec)[0]
-            network = load_candidate(self.candidate, spec, spec.shape[-1], takes_masks=True)[0]
-        if network.input_spec.shape != spec.shape:
-            raise InputError(f"its weights take {network.input_spec}, and all recipes see {spec}: leave it out")
-        return network
-
-
-def make_pixel_classifier(start: MaskStart) -> Recipe:
+def make_pixel_classifier(start: MapStart) -> Recipe:
     """Return logistic regression of pixels on the frozen maps of a start.
 
     Args:
@@ -89,7 +38,7 @@ def make_pixel_classifier(start: MaskStart) -> Recipe:
     )  # fmt: skip
 
 
-def make_trainings(start: MaskStart, source: LabeledSource, steps: int) -> list[Recipe]:
+def make_trainings(start: MapStart, source: LabeledSource, steps: int) -> list[Recipe]:
     """Return fine-tuning of encoder and decoder, and mean teacher, which also learns from unlabeled examples, if any.
 
     Args:
@@ -110,7 +59,7 @@ def make_trainings(start: MaskStart, source: LabeledSource, steps: int) -> list[
 
 
 @torch.no_grad()
-def _cross_fit_pixels(start: MaskStart, source: LabeledSource) -> Tensor:
+def _cross_fit_pixels(start: MapStart, source: LabeledSource) -> Tensor:
     """Return the score of each labeled example in each division, (R, N), by a classifier of pixels of other folds.
 
     The first pass over the examples draws the pixels, the second one scores, so that no map has to be kept.

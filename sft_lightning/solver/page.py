@@ -47,21 +47,26 @@ def render_solution(
     if delivery.doubtful:
         shown = delivery.doubtful[:_MAX_DOUBTFUL]
         split = data.splits["labeled"]
-        examples = embed_examples(data, "labeled", shown, [split.ids[i] for i in shown])
-        labels = data.name_targets(data.make_targets(split.labels))
+        examples = delivery.doubtful_shown or embed_examples(data, "labeled", shown, [split.ids[i] for i in shown])
         tiles = [
-            (
-                example,
-                [f"labeled {labels[i]}", doubt, split.ids[i]],
-            )
+            (example, [*_name_label(data, i), doubt, split.ids[i]])
             for example, i, doubt in zip(examples, shown, delivery.doubts, strict=False)
         ]
         sections.append(Section("Labels to check", render_tiles(tiles)))
     return render_page(f"Solution {name}", data.source.name, verdict, sections)
 
 
+def _name_label(data: FewLabelDataModule, position: int) -> list[str]:
+    """Return a line with the label of an example; none where the example shows its boxes."""
+    if data.has_boxes:
+        return []
+    (name,) = data.name_targets(data.make_targets(data.splits["labeled"].labels[position : position + 1]))
+    return [f"labeled {name}"]
+
+
 def _describe_use(name: str, delivery: Delivery) -> list[str]:
-    sentences = [f"sft-lightning predict {LOGS}/solve/{name} NEW_DATA writes their {delivery.writes}."]
+    words = f" --model.score_threshold {delivery.score_threshold:.2f}" if delivery.score_threshold else ""
+    sentences = [f"sft-lightning predict {LOGS}/solve/{name} NEW_DATA{words} writes their {delivery.writes}."]
     if ONNX not in delivery.not_exported:
         how = ", with the temperature" if delivery.calibration.value != 1 else ""
         sentences.append(f"{ONNX} runs without this package; model_card.md shows how{how}.")

@@ -21,6 +21,8 @@ from sft_lightning.solver.deliver import EXPORTS
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.tables import align_columns
 
+_ANNOTATED = {"mask": "masks", "boxes": "boxes"}  # what people draw, by the kind of target
+
 
 @dataclass
 class Solution:
@@ -106,14 +108,16 @@ class Solution:
             )
         )
         tables = "predictions.csv", "predictions_by_file.csv"
-        names = ("report.html", *tables, "predicted_masks", "label_next.csv", *EXPORTS)
+        names = ("report.html", *tables, "predicted_masks", "predicted_boxes", "label_next.csv", *EXPORTS)
         files = f"{self.folder} ({', '.join(name for name in names if (self.folder / name).exists())})"
         use = f"sft-lightning predict {self.folder} NEW_DATA"
+        if threshold := self.summary.get("score_threshold"):
+            use += f" --model.score_threshold {threshold:.2f}"
         if (self.folder / "label_next.csv").is_file():
             path, given = f"{self.folder}/label_next.csv", self.summary.get("label_settings", {})
             words = "".join(f" --{name} '{value}'" for name, value in given.items())
-            if self.summary["target"] == "mask":
-                use += f"\nDraw:     masks of the files in {path}, then solve again"
+            if self.summary["target"] in _ANNOTATED:
+                use += f"\nDraw:     {_ANNOTATED[self.summary['target']]} of the files in {path}, then solve again"
             else:
                 use += f"\nLabel:    sft-lightning label SOURCE --ids {path}{words}, then solve with --labels"
         return "\n\n".join([table, "\n".join(self.verdict), f"Solution: {files}\nUse it:   {use}"])

@@ -32,7 +32,7 @@ class Space:
         is_large: Whether the network is one of a library.
         is_random: Whether the network has random weights, which trainings alone start from.
         digest: SHA-256 of the file of weights; empty for published ones and pixels.
-        shrinks: Start with its size where trainings may see smaller images; None where they may not.
+        shrinks: Start with its size where trainings may see smaller examples; None where they may not.
         second_view: Backbone of a second view to co-train with; None without one.
         has_counts: Whether the vectors are counts or weights of what the inputs consist of, such as words.
         source: Source as the network sees it, after `read`.

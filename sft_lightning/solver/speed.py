@@ -14,6 +14,7 @@ from sft_lightning.utils.inputs import count_inputs
 # Of label spreading: a search for principal components takes as long as adding up this many examples, and a search for
 # neighbors this many seconds for each pair.
 _PROBED, _COMPONENTS, _NEIGHBORS = 1000, 6000, 20 / 60_000**2
+_SPUN = 0.1  # seconds of work by which it is measured how busy the machine is
 _NUMBERS = 3 * 32 * 64 * 64  # of the inputs of a measurement, as far as there are at least 8 examples
 
 
@@ -52,3 +53,11 @@ def predict_graph(x: Tensor) -> float:
     product = (time.perf_counter() - begin) / _PROBED
     few = min(1.0, len(x) / x.shape[1])  # of fewer examples than features, their products are decomposed
     return product * few * (len(x) + few * _COMPONENTS) + _NEIGHBORS * len(x) ** 2
+
+
+def measure_busyness() -> float:
+    """Measure how many seconds pass for a second of work of a thread, at least 1: others may use the machine, too."""
+    begin, end = time.monotonic(), time.thread_time() + _SPUN
+    while time.thread_time() < end:
+        pass
+    return max(1.0, (time.monotonic() - begin) / _SPUN)

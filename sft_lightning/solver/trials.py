@@ -13,7 +13,6 @@ from sft_lightning.networks.build import build_encoder
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.solver.class_shares import predict_shares
 from sft_lightning.solver.find_starts import FoundStart
-from sft_lightning.solver.judged import JudgedRecipe, JudgedRecipes
 from sft_lightning.solver.labels import LabeledSource
 from sft_lightning.solver.plan import (
     CONTINUED_SHARE,
@@ -35,6 +34,7 @@ from sft_lightning.solver.plan import (
 )
 from sft_lightning.solver.pretraining import count_batch, pretrain
 from sft_lightning.solver.recipes import Recipe, make_classifiers
+from sft_lightning.solver.scored import ScoredRecipe, ScoredRecipes
 from sft_lightning.solver.scoring import score_held_out
 from sft_lightning.solver.space import MAX_GRAPH, Space
 from sft_lightning.solver.speed import measure_seconds, predict_graph
@@ -46,7 +46,7 @@ _MIN_WORK = 0.2  # seconds that are enough to measure how busy the machine is
 
 
 @dataclass
-class Result(JudgedRecipe):
+class Result(ScoredRecipe):
     """Result of a recipe that gives each example probabilities.
 
     Attributes:
@@ -59,7 +59,7 @@ class Result(JudgedRecipe):
     probabilities: Tensor
 
 
-class Trials(JudgedRecipes[Result]):
+class Trials(ScoredRecipes[Result]):
     """Recipes that were tried, and their results.
 
     Attributes:
@@ -87,7 +87,6 @@ class Trials(JudgedRecipes[Result]):
         self._passes: dict[str, float] = {}  # seconds of delivery on each space
         self._full: dict[str, int] = {}  # seconds of the features of all examples, known or not
         held = len(source.data.splits["test"])
-        self.busyness = 1.0  # seconds for a second of work, on a machine that others use, too
         # Passes of delivery over the examples of a graph, to predict those whose features are not known.
         known = source.pool_size if source.pool_size + len(source.labels) <= self.count else 0
         self.num_passes = (source.pool_size + held - known) / self.count
@@ -354,7 +353,7 @@ class Trials(JudgedRecipes[Result]):
         if probabilities is None:
             return None
         scores, estimate = self.estimate(score_held_out(probabilities, source))
-        result = Result(recipe, source, scores, estimate, space, probabilities)
+        result = Result(recipe, source, estimate, scores, space, probabilities)
         self.results.append(result)
         self.report_result(result)
         return result

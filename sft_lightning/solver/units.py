@@ -35,8 +35,8 @@ def write_unit(path: Path, recipe: str, is_complete: bool, probabilities: Tensor
         path: Path of the file.
         recipe: Name of the recipe.
         is_complete: Whether all folds were predicted.
-        probabilities: Probabilities of the labeled examples, (R, N, C), or of masks their scores, (R, N); NaN where not
-            predicted.
+        probabilities: Probabilities of the labeled examples, (R, N, C), of masks their scores, (R, N), or detections of
+            objects, (R, N, K, 6); NaN where not predicted.
     """
     tensors = {"probabilities": probabilities.contiguous()}
     write_weights(path, tensors, {"recipe": recipe, "complete": is_complete})

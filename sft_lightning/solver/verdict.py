@@ -31,6 +31,8 @@ def format_verdict(
     delivery: Delivery,
     caveat: str = "",
     is_ahead: bool = True,
+    method: str = "",
+    test: tuple[int, float] | None = None,
 ) -> list[str]:
     """Return the verdict in sentences, the most important one first.
 
@@ -44,14 +46,17 @@ def format_verdict(
         delivery: What was made of the chosen recipe.
         caveat: Sentence on labels that count for unlabeled examples; empty where all count the same.
         is_ahead: Whether no recipe has a higher score than the chosen one.
+        method: Sentence on how the intervals come about; empty where they are those of a mean.
+        test: Number of examples that the source holds out, and the score on them; None without any.
     """
     spec = source.data.input_spec
     which = f"The best of {num_recipes} recipes is" if num_recipes > 1 else "The only recipe is"
     if not is_ahead:
         which = f"Of {num_recipes} recipes, none is clearly ahead of"
-    like = "unlabeled" if caveat else f"{len(source.labels)} labeled"
+    labeled = "annotated" if source.data.has_boxes else "labeled"
+    like = "unlabeled" if caveat else f"{len(source.labels)} {labeled}"
     what, found = f"{spec.plural} like the {like} ones", format_estimate(chosen)
-    reach = source.task.score_sentence.format(score=found, examples=what)
+    reach = source.measure.score_sentence.format(score=found, examples=what)
     sentences = [f"{which} {best}. A model chosen and trained this way {reach}."]
     sentences += [caveat] if caveat else []
     if source.unjudged:
@@ -63,10 +68,9 @@ def format_verdict(
         sentences.append(
             f"The model never predicts {_name_classes(source.unlabeled_classes)}, for lack of labels: add some."
         )
-    if delivery.test_scores is not None:
-        held, mean = len(delivery.test_scores), float(delivery.test_scores.double().mean())
-        reach = source.task.test_sentence.format(score=f"{mean:.1%}")
-        sentences.append(f"On the {spec.count(held)} that the source holds out, {reach}.")
+    if test is not None:
+        reach = source.measure.test_sentence.format(score=f"{test[1]:.1%}")
+        sentences.append(f"On the {spec.count(test[0])} that the source holds out, {reach}.")
     if comparison is None and source.pool_size:
         sentences.append(
             f"Whether the unlabeled {spec.plural} help was not judged: what is left out above says why, and how many "
@@ -84,6 +88,8 @@ def format_verdict(
         }[comparison.verdict]
         sentences.append(f"{what}: {points} against {reference} ({interval}).")
         if comparison.verdict == "no evidence yet" and (needed := count_needed_labels(comparison)):
-            sentences.append(f"About {needed:,} labels would settle it if the difference stays.")
+            what = f"annotated {spec.plural}" if source.data.has_boxes else "labels"
+            sentences.append(f"About {needed:,} {what} would settle it if the difference stays.")
+    sentences += [method] if method else []
     sentences += delivery.advice
     return sentences

@@ -41,59 +41,28 @@ are somewhat too low. Both come from one set of labels: more repeats narrow neit
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import bdtr, ndtri, stdtr, stdtrit
+from scipy.special import bdtr, ndtri
 
 from sft_lightning.data.set_folds import UNJUDGED as UNJUDGED
+from sft_lightning.study.intervals import (
+    LEVEL,
+    Comparison as Comparison,
+    Estimate as Estimate,
+    Verdict,
+    compare_means,
+    estimate_share,
+)
 from sft_lightning.utils.errors import InputError
 
-LEVEL = 0.05
 MAX_NEEDED_LABELS = 1_000_000
 _LEAST_FACTOR = 1.25
 _SAME = 1e-9  # scores that differ by rounding are equal
 
 Array = NDArray[Any]
-Verdict = Literal["helped", "hurt", "no evidence yet"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Accuracy as a share, with its 95% interval.
-
-    Args:
-        mean: Mean accuracy over examples and repeats.
-        low: Lower bound.
-        high: Upper bound.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Difference of two accuracies as a share, with its 95% interval.
-
-    Args:
-        difference: Mean difference, above 0 if the first candidate is better.
-        low: Lower bound.
-        high: Upper bound.
-        p_value: Two-sided p-value, below 0.05 exactly if the interval excludes 0.
-        verdict: Verdict by the p-value.
-        labels: Number of examples that were judged.
-    """
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    verdict: Verdict
-    labels: int
 
 
 def estimate_accuracy(
@@ -120,12 +89,9 @@ def estimate_accuracy(
     mean_correct, unit, w = _average(correct, fold, groups, weights)
     mean_square = _average(correct**2 if squares is None else squares, fold, groups, weights)[0]
     mean = float((w * mean_correct).sum() / w.sum())
-    size = float(w.sum()) / (_overlap_factor(fold) * _design_effect(mean_correct, unit, w))
+    size = float(w.sum()) / (overlap_factor(fold) * _design_effect(mean_correct, unit, w))
     size /= _share_of_spread(mean_correct, mean_square, w)
-    t = _t_quantile(unit, w)
-    center = (mean + t**2 / (2 * size)) / (1 + t**2 / size)
-    reach = t / (1 + t**2 / size) * np.sqrt(mean * (1 - mean) / size + t**2 / (4 * size**2))
-    return Estimate(mean, max(0.0, float(center - reach)), min(1.0, float(center + reach)))
+    return estimate_share(mean, size, _degrees_of_freedom(unit, w))
 
 
 def compare(
@@ -151,7 +117,7 @@ def compare(
         InputError: Fewer than two examples, or groups, are judged.
     """
     a, unit, w = _average(correct_a, fold, groups, weights)
-    return _compare_means(a - _average(correct_b, fold, groups, weights)[0], unit, _overlap_factor(fold), w)
+    return _compare_means(a - _average(correct_b, fold, groups, weights)[0], unit, overlap_factor(fold), w)
 
 
 def _compare_means(differences: Array, unit: Array, factor: float, w: Array) -> Comparison:
@@ -164,16 +130,10 @@ def _compare_means(differences: Array, unit: Array, factor: float, w: Array) -> 
         w: Weight of each example, whose sum is the number of examples that they are worth.
     """
     n = float(w.sum())
-    center = float((w * differences).sum()) / (n + 2)  # with a difference of 1 and one of -1
-    variance = (float((w * differences**2).sum()) + 2) / (n + 2) - center**2
-    error = float(np.sqrt(variance * factor * _design_effect(differences, unit, w) / (n + 2)))
-    reach = _t_quantile(unit, w) * error
-    p_value = 2 * float(stdtr(_degrees_of_freedom(unit, w), -abs(center) / error))
-    verdict: Verdict = "no evidence yet"
-    if p_value < LEVEL:
-        verdict = "helped" if center > 0 else "hurt"
-    low, high = max(-1.0, center - reach), min(1.0, center + reach)
-    return Comparison(float((w * differences).sum()) / n, low, high, p_value, verdict, len(differences))
+    difference = float((w * differences).sum()) / n
+    variance = float((w * differences**2).sum()) / n - difference**2
+    spread = factor * _design_effect(differences, unit, w)
+    return compare_means(difference, variance, n, spread, _degrees_of_freedom(unit, w), len(differences))
 
 
 def compare_on_test(correct_a: ArrayLike, correct_b: ArrayLike) -> Comparison:
@@ -265,7 +225,7 @@ def choose_recipe(
     """
     averaged = [_average(each, fold, groups, weights) for each in correct]
     _, unit, w = averaged[0]
-    return _choose(np.stack([mean for mean, *_ in averaged]), unit, w, _overlap_factor(fold), default)
+    return _choose(np.stack([mean for mean, *_ in averaged]), unit, w, overlap_factor(fold), default)
 
 
 def _choose(scores: Array, unit: Array, w: Array, factor: float, default: int | None) -> int:
@@ -328,7 +288,7 @@ def score_choice(
         raise ValueError(f"correct has the shape {correct.shape}: give (M, R, N), with folds {fold.shape}")
     names = np.arange(fold.shape[1]) if groups is None else np.asarray(groups)
     w = np.ones(fold.shape[1]) if weights is None else weights
-    mean_correct, factor = correct.mean(1), _overlap_factor(fold)
+    mean_correct, factor = correct.mean(1), overlap_factor(fold)
     chosen = np.zeros(fold.shape)
     for r, row in enumerate(fold):
         for k in range(row.max() + 1):
@@ -382,8 +342,12 @@ def _count_equal(w: Array) -> Array:
     return w * (float(w.sum()) / float((w**2).sum()))
 
 
-def _overlap_factor(fold: Array) -> float:
-    """Return what training sets that overlap multiply the variance by, 1 + n_test / n_train, but at least 1.25."""
+def overlap_factor(fold: Array) -> float:
+    """Return what training sets that overlap multiply the variance by, 1 + n_test / n_train, but at least 1.25.
+
+    Args:
+        fold: Fold of each example, (R, N); -1 for one that is never held out.
+    """
     held_out = float((fold[0] != UNJUDGED).sum()) / float(np.mean([row.max() + 1 for row in fold]))
     return max(_LEAST_FACTOR, 1 + held_out / float(fold.shape[1] - held_out))
 
@@ -399,7 +363,3 @@ def _design_effect(values: Array, unit: Array, w: Array) -> float:
 def _degrees_of_freedom(unit: Array, w: Array) -> float:
     """Return the number of groups less one, which are fewer as far as weights make the examples worth fewer."""
     return max(1.0, (int(unit.max()) + 1) * float(w.sum()) / len(w) - 1)
-
-
-def _t_quantile(unit: Array, w: Array) -> float:
-    return float(stdtrit(_degrees_of_freedom(unit, w), 1 - LEVEL / 2))

@@ -103,7 +103,7 @@ def _natural_key(path: Path) -> list[tuple[str, int]]:
 
 
 def load_candidate(
-    start: Candidate, input_spec: InputSpec, given_size: int | None = None, takes_masks: bool = False
+    start: Candidate, input_spec: InputSpec, given_size: int | None = None, takes_maps: bool = False
 ) -> tuple[Encoder, Tensors]:
     """Build the network of a candidate, with the classifier of its source where it has one.
 
@@ -111,7 +111,7 @@ def load_candidate(
         start: Candidate to load.
         input_spec: Inputs for candidates that record none.
         given_size: Side of the images that the user asked for; files and runs keep their own where they do not fit it.
-        takes_masks: Whether a run that has learned masks may be a start.
+        takes_maps: Whether a run that has learned masks or boxes may be a start.
 
     Returns:
         The backbone, and `weight` (S, F) and `bias` (S,) of the classifier or nothing.
@@ -133,7 +133,7 @@ def load_candidate(
     metadata = read_weights(path)[1]
     ours = start.backbone is None and "hyper_parameters" in metadata
     trained = load_trained_network(path) if ours else None
-    if trained is not None and not takes_masks:
+    if trained is not None and not takes_maps:
         trained.require_classes(start.weights)
     about = metadata if trained is None else trained.metadata
     name = start.backbone or about.get("backbone")

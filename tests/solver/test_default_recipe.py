@@ -31,7 +31,7 @@ def add(trials: Trials, name: str, right: int, is_network: bool = True, saw_pool
     space = Space(name.rpartition(" on ")[2], (), 8, network, saw_pool)
     recipe = Recipe(name, name.startswith(("smoothed", "label")), ())
     estimate = trials.estimate(scores)[1]
-    trials.results.append(Result(recipe, trials.source, scores, estimate, space, torch.empty(0)))
+    trials.results.append(Result(recipe, trials.source, estimate, scores, space, torch.empty(0)))
     return len(trials.results) - 1
 
 

@@ -37,7 +37,7 @@ def solved(tmp_path_factory: pytest.TempPathFactory, write_folder: Callable[...,
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(
-            "sft_lightning.solver.judged.choose_recipe", lambda scores, *_, **__: len(scores) - 1
+            "sft_lightning.solver.scored.choose_recipe", lambda scores, *_, **__: len(scores) - 1
         )  # label spreading
         solve("images", minutes=0.1, name="mine", image_size=16)
     return folder
@@ -84,7 +84,7 @@ def test_features_of_a_start_are_computed_once(
         return compute(backbone, data, split, positions, context)
 
     monkeypatch.setattr(feature_cache, "_compute", counted)
-    monkeypatch.setattr("sft_lightning.solver.solve.judge_trainings", lambda trials: None)
+    monkeypatch.setattr("sft_lightning.solver.solvers.judge_trainings", lambda trials: None)
     monkeypatch.setattr("sft_lightning.solver.deliver.predict_split", None)
     monkeypatch.setattr("sft_lightning.solver.deliver.EXPORTS", {})
     for name in ("label spreading", "smoothed logistic regression"):

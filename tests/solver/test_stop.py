@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sft_lightning import solve
-from sft_lightning.solver.solve import _Solver
+from sft_lightning.solver.solvers import Solver
 from sft_lightning.utils.errors import StoppedBySignal
 
 
@@ -17,7 +17,7 @@ def test_a_signal_outside_a_training_is_one_sentence(
 ) -> None:
     heeds = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell lets background processes ignore
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(_Solver, "run", lambda *args: os.kill(os.getpid(), number))
+    monkeypatch.setattr(Solver, "run", lambda *args: os.kill(os.getpid(), number))
     try:
         with pytest.raises(StoppedBySignal, match=f"{number.name}: start solve again to go on") as stopped:
             solve("sample", num_labels=20)

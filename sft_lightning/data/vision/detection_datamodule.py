@@ -26,12 +26,15 @@ from sft_lightning.utils.errors import InputError, check_fraction, check_min
 from sft_lightning.utils.inputs import Inputs
 
 _UNCHANGED, _PATCHES = WeakView(), PatchView()
+_MAX_COUNTS = 8  # classes whose objects are counted in a sentence
 _STRIDE = 32  # of the coarsest map that most backbones have
 
 
 class DetectionDataModule(AnnotatedImageDataModule):
     """Images of which some have annotated objects, in batches whose targets are boxes, as `boxes` describes them."""
 
+    has_boxes: ClassVar[bool] = True
+    in_addition: ClassVar[str] = " with boxes of objects"
     annotation: ClassVar[str] = "boxes"
     strong_settings: ClassVar[str] = "jitter, gray, blur or patches"
 
@@ -199,6 +202,34 @@ class DetectionDataModule(AnnotatedImageDataModule):
         split = self.splits[name]
         counts = split.part.storage.count_classes(split.indices)
         return torch.zeros(len(split), self.num_classes, dtype=torch.int64) if counts is None else counts
+
+    def labeled_memberships(self) -> Tensor:
+        """Return 1 for each class that a training image has an object of and 0 for the others, int64, (N, C)."""
+        return (self.count_objects("labeled") > 0).long()
+
+    def describe_labels(self) -> str:
+        """Return the number of annotated training images, and of their objects of each class."""
+        counts, images = self.labeled_counts().tolist(), self.count_objects("labeled")
+        listed = [f"{name} {n:,}" for n, name in sorted(zip(counts, self.class_names, strict=True), reverse=True)]
+        more = f", and {len(listed) - _MAX_COUNTS} more" if len(listed) > _MAX_COUNTS else ""
+        empty = int((images.sum(1) == 0).sum())
+        note = f"; {empty:,} of them show none" if empty else ""
+        return (
+            f"{len(images):,} annotated images with {sum(counts):,} objects of {len(listed)} classes "
+            f"({', '.join(listed[:_MAX_COUNTS])}{more}){note}"
+        )
+
+    def objects_of(self, name: str) -> list[Tensor]:
+        """Return the objects of each image of a split in the network's image, (M, 6) each; no image is read.
+
+        Args:
+            name: Name of the split, whose images are annotated.
+        """
+        split, geometry = self.splits[name], self.with_annotations(self.geometry)
+        storage = split.part.storage
+        if not isinstance(storage, BoxedImages):  # of an empty split
+            return []
+        return [storage.place_objects(index, geometry, None) for index in split.indices]
 
     def on_splits_read(self, source: Source) -> None:
         """Say which boxes are clipped, and which classes cannot be learned or judged."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sft_lightning import DetectionDataModule, ImageDataModule, SegmentationDataModule
 from sft_lightning.__main__ import main
-from sft_lightning.data.open_data import find_data_class
+from sft_lightning.data.open_data import find_data_class, open_data
 from sft_lightning.data.vision.box_storage import BoxedImages
 from sft_lightning.data.vision.open_boxes import holds_boxes, open_box_source
 from sft_lightning.utils.errors import InputError
@@ -431,7 +431,8 @@ def test_commands_of_classes_and_masks_refuse_boxes(tmp_path: Path) -> None:
     for source in sources:
         assert holds_boxes(str(source)), source
         with pytest.raises(InputError, match=f"source '{source}' holds images with boxes of objects, which this com"):
-            find_data_class(str(source))
+            open_data(str(source), {})
+        assert find_data_class(str(source)) is DetectionDataModule
     polygons = write_yolo_folder(tmp_path / "polygons", "0 0.1 0.1 0.5 0.1 0.5 0.5\n")
     outlines = write_boxes_folder(tmp_path / "outlines", {"train": 2})
     change(

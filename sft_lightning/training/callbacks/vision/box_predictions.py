@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ from sft_lightning.utils.atomic import open_atomic
 from sft_lightning.utils.spreadsheet import restore_cell
 
 COCO_RESULTS = "predictions_coco.json"
-_COLUMNS = ("path", "class", "x1", "y1", "x2", "y2", "score")
+COLUMNS = ("path", "class", "x1", "y1", "x2", "y2", "score")
 _WHITE: Color = (255, 255, 255)
 
 
@@ -49,28 +49,19 @@ class BoxWriter(PixelWriter):
         self, trainer: Trainer, pl_module: LightningModule, prediction: dict[str, Any], names: Sequence[Any]
     ) -> dict[str, list[Any]]:
         """Return the rows of a batch, and draw its boxes if wanted."""
-        columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         positions, classes = prediction["indices"], self._data.class_names
         found = self._data.original_boxes(self._split, positions, prediction["boxes"].double().cpu())
         lists = (found, prediction["classes"].cpu(), prediction["scores"].cpu())
         for name, position, boxes, numbers, scores in zip(names, positions.tolist(), *lists, strict=True):
-            kept = (numbers >= 0) & (boxes[:, 2:] - boxes[:, :2] >= 0.01).all(1)  # not beside the image alone
-            boxes, numbers, scores = boxes[kept], numbers[kept], scores[kept]
-            for box, number, score in zip(boxes.tolist(), numbers.tolist(), scores.tolist(), strict=True):
-                row = (name, classes[number], *(f"{corner:.2f}" for corner in box), f"{score:.6f}")
+            boxes, numbers, scores = drop_padding(boxes, numbers, scores)
+            for row in list_rows(name, boxes, numbers, scores, classes):
                 for column, cell in zip(columns.values(), row, strict=True):
                     column.append(cell)
-            if not len(boxes):
-                for column, cell in zip(columns.values(), (name, *[""] * (len(_COLUMNS) - 1)), strict=True):
-                    column.append(cell)
             if self.needs_folder(pl_module):
-                shown = scores >= pl_module.drawn_score
+                shown = scores >= float(pl_module.drawn_score)  # type: ignore[arg-type]
                 file = self.make_path(position).with_suffix(".jpg")
-                labels = [
-                    f"{classes[number]} {score:.2f}"
-                    for number, score in zip(numbers[shown].tolist(), scores[shown].tolist(), strict=True)
-                ]
-                drawn = draw_boxes(self.open_original(position), boxes[shown], numbers[shown], labels)
+                drawn = draw_found(self.open_original(position), boxes[shown], numbers[shown], scores[shown], classes)
                 with explain_write_errors(file):
                     drawn.save(file, quality=90)
         return columns
@@ -83,37 +74,78 @@ class BoxWriter(PixelWriter):
             numbers, ids = {name: k + 1 for k, name in enumerate(self._data.class_names)}, {}
             if self._data.predict_source is None and isinstance(source := self._data.opened_source, BoxSource):
                 numbers, ids = numbers | source.category_ids, source.image_ids
-            _write_results(self._path, self._path.with_name(COCO_RESULTS), numbers, ids)
+            write_results(_read_rows(self._path), self._path.with_name(COCO_RESULTS), numbers, ids)
 
 
-def _write_results(table: Path, path: Path, categories: Mapping[str, int], image_ids: Mapping[str, int | str]) -> None:
-    """Write the rows of a table as COCO's results, one after the other."""
+def drop_padding(boxes: Tensor, numbers: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the detections of an image without rows that fill up, and those beside the image alone.
+
+    Args:
+        boxes: Corners in pixels of the image, (K, 4).
+        numbers: Classes, int64, (K,); -1 in rows that fill up.
+        scores: Scores, (K,).
+    """
+    kept = (numbers >= 0) & (boxes[:, 2:] - boxes[:, :2] >= 0.01).all(1)
+    return boxes[kept], numbers[kept], scores[kept]
+
+
+def list_rows(
+    name: str, boxes: Tensor, numbers: Tensor, scores: Tensor, class_names: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Return the rows of an image in a table with the columns `COLUMNS`, one without a class where nothing is found.
+
+    Args:
+        name: Name of the image.
+        boxes: Corners in pixels of the image, (K, 4).
+        numbers: Classes, int64, (K,).
+        scores: Scores, (K,).
+        class_names: Names of the classes.
+    """
+    rows = [
+        (name, class_names[number], *(f"{corner:.2f}" for corner in box), f"{score:.6f}")
+        for box, number, score in zip(boxes.tolist(), numbers.tolist(), scores.tolist(), strict=True)
+    ]
+    return rows or [(name, *[""] * (len(COLUMNS) - 1))]
+
+
+def write_results(
+    rows: Iterable[Sequence[str]], path: Path, categories: Mapping[str, int], image_ids: Mapping[str, int | str]
+) -> None:
+    """Write rows of a table of detections as COCO's results, one after the other.
+
+    Args:
+        rows: Rows with the cells `COLUMNS`.
+        path: Path of the JSON.
+        categories: Number of each class.
+        image_ids: Number of each image; others have their position among the images of the rows.
+    """
+    positions: dict[str, int] = {}
     with explain_write_errors(path), open_atomic(path) as staged, staged.open("w", encoding="utf-8") as file:
         file.write("[")
-        for k, row in enumerate(_read_rows(table, categories, image_ids)):
-            file.write(("," if k else "") + "\n" + json.dumps(row))
-        file.write("\n]\n")
-
-
-def _read_rows(
-    table: Path, categories: Mapping[str, int], image_ids: Mapping[str, int | str]
-) -> Iterator[dict[str, Any]]:
-    positions: dict[str, int] = {}
-    with table.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            name, kind = restore_cell(row["path"]), restore_cell(row.get("class") or "")
+        end = ""
+        for name, kind, *corners, score in rows:
             position = positions.setdefault(name, len(positions))
             if not kind:
                 continue
-            box = np.array([float(row[corner]) for corner in ("x1", "y1", "x2", "y2")])
-            yield {
+            result = {
                 "image_id": image_ids.get(name, position),
                 "file_name": name,
                 "category_id": categories[kind],
                 "category": kind,
-                "bbox": format_bbox(box),
-                "score": float(row["score"]),
+                "bbox": format_bbox(np.array([*map(float, corners)])),
+                "score": float(score),
             }
+            file.write(f"{end}\n{json.dumps(result)}")
+            end = ","
+        file.write("\n]\n")
+
+
+def _read_rows(table: Path) -> Iterator[list[str]]:
+    """Yield the rows of a table of detections, names as they were before they became cells."""
+    with table.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            cells = [row.get(column) or "" for column in COLUMNS]
+            yield [*map(restore_cell, cells[:2]), *cells[2:]]
 
 
 def draw_boxes(image: Image.Image, boxes: Tensor, classes: Tensor, labels: Sequence[str], side: int = 0) -> Image.Image:
@@ -142,6 +174,23 @@ def draw_boxes(image: Image.Image, boxes: Tensor, classes: Tensor, labels: Seque
         pen.rectangle((x1, top, x1 + right + 3, top + bottom + 2), fill=color)
         pen.text((x1 + 2, top), label, fill=_WHITE if sum(color) < 384 else (0, 0, 0), font=font)
     return drawn
+
+
+def draw_found(
+    image: Image.Image, boxes: Tensor, numbers: Tensor, scores: Tensor, class_names: Sequence[str], side: int = 0
+) -> Image.Image:
+    """Return an image with detections, each with its class and score.
+
+    Args:
+        image: RGB image.
+        boxes: Corners in pixels of the image, (K, 4).
+        numbers: Classes, int64, (K,).
+        scores: Scores, (K,).
+        class_names: Names of the classes.
+        side: Longer side up to which a small image is enlarged, in pixels.
+    """
+    pairs = zip(numbers.tolist(), scores.tolist(), strict=True)
+    return draw_boxes(image, boxes, numbers, [f"{class_names[k]} {score:.2f}" for k, score in pairs], side)
 
 
 def to_pixels(x: Tensor) -> Image.Image:
