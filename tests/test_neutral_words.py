@@ -75,7 +75,6 @@ KEPT: dict[str, tuple[str, ...]] = {
         "image_size", "may see smaller images",
         "a source's images", "takes images of other sizes", "take images of any size", "that of images",
     ),
-    "solver/recipes.py": ("may see smaller images",),
     "solver/trainings.py": ("image_size", "Side of the images", "images are too small", "with smaller images"),
     "solver/trials.py": ("image_size",),
     "study/inputs.py": ('"images": contents',),
