@@ -18,6 +18,7 @@ from sft_lightning.networks.weights import read_weights
 from tests.boxes import write_boxes_folder
 from tests.conftest import CONFIGS
 from tests.data.audio.recordings import write_folder as write_recordings
+from tests.data.vision.dicom_helpers import ramp, write_slice
 from tests.paradigms.helpers import teacher
 from tests.scenes import write_scenes
 from tests.tasks.helpers import write_texts as write_topics
@@ -72,6 +73,12 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
         given += ["--data.init_args.num_labels", "6", "--data.init_args.val_size", "3"]
     if "source: my_images" in text:
         given = ["--data.init_args.source", str(folder), "--data.init_args.image_size", "64", *given[2:]]
+    if "source: my_scans" in text:
+        for k in range(24):
+            name = ("healthy", "lesion", "unlabeled")[k % 3]
+            write_slice(folder / "scans" / name / f"{k}.dcm", ramp(k), patient=f"patient {k}")
+        small = [f"--data.init_args.{name}" for name in ("image_size=64", "val_size=3", "test_size=3")]
+        given = ["--data.init_args.source", str(folder / "scans"), *small, *given[2:]]
     if "weights: default" in text or "weights: my_weights.safetensors" in text:
         given += ["--model.init_args.weights", "none"]
     if "source: my_texts.csv" in text:
@@ -92,7 +99,7 @@ def local(config: Path, root: Path, folder: Path) -> list[str]:
 ONE_OF_EACH = [CONFIGS / "quickstart" / f"{name}.yaml" for name in ("autoencoder", "decoupled", "self_supervised")]
 ONE_OF_EACH.append(CONFIGS / "semi_supervised" / "freematch.yaml")
 LONG = {*STRATEGIES} - {CONFIGS / "semi_supervised" / f"{name}.yaml" for name in ("fixmatch", "freematch")}
-LONG |= {*DETECTION}
+LONG |= {*DETECTION, CONFIGS / "reference" / "scans_fine_tune.yaml"}
 LONG |= {*SEGMENTATION} - {CONFIGS / "segmentation" / "segmentation_fixmatch.yaml"}
 LONG |= {*PRETRAINING, *(set(RECORDINGS) - {CONFIGS / "audio" / "audio_softmatch.yaml"})}
 LONG |= {*(CONFIGS / "reference").glob("*resnet50*.yaml"), *(CONFIGS / "reference").glob("*fashion_mnist.yaml")}
