@@ -97,6 +97,8 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
         if self.task.is_dense:
             self.backbone.stack_maps()
         self.backbone.requires_grad_(False)
+        if isinstance(classifier, CoTrainedRegression):
+            _build_second_view(classifier, self.backbone)
         self.classifier_name = type(classifier or LogisticRegression()).__name__
         self.head = classifier or LogisticRegression()
         if whiten is not None:
@@ -185,8 +187,7 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
         self, head: CoTrainedRegression, data: FewLabelData, labeled: Split, unlabeled: Split
     ) -> SecondView:
         """Return the second view of labeled and unlabeled examples, by a backbone that reads the same inputs."""
-        encoder, _ = build_encoder(head.second_view, self.backbone.input_spec)
-        encoder.requires_grad_(False).to(self.device)
+        encoder = _build_second_view(head, self.backbone).to(self.device)
         encoder.fit_inputs(batch.x for batch in data.training_batches(self.max_examples, self.device))
         views = [self._compute_features(encoder, data, split)[0] for split in (labeled, unlabeled)]
         return SecondView(views[0], views[1], encoder.gives_counts)
@@ -230,6 +231,15 @@ class FrozenFeatureClassifier(WithoutSteps, BackboneClassifier):
             raise InputError(f"{self.classifier_name} is not fitted: call `fit`, or load a checkpoint")
         with torch.autocast(features.device.type, enabled=False):
             return self.task.apply_classifier(self.head, features.float())
+
+
+def _build_second_view(classifier: CoTrainedRegression, backbone: Encoder) -> Encoder:
+    """Build the backbone of the second view, which takes the inputs of the first."""
+    try:
+        encoder, _ = build_encoder(classifier.second_view, backbone.input_spec)
+    except InputError as error:
+        raise InputError(f"second_view of CoTrainedRegression: {error}") from None
+    return encoder.requires_grad_(False)
 
 
 def _check_pixel_classifier(classifier: Classifier | None, whiten: int | None) -> None:

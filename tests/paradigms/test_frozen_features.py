@@ -13,6 +13,7 @@ from sft_lightning import FrozenFeatureClassifier
 from sft_lightning.__main__ import main
 from sft_lightning.classifiers import (
     Classifier,
+    CoTrainedRegression,
     KNearestNeighbors,
     LabelSpreading,
     LogisticRegression,
@@ -52,6 +53,14 @@ def test_a_run_classifies_like_the_classifier_that_is_fitted_by_hand(workdir: Pa
         model = FrozenFeatureClassifier(kind(), num_classes=10, input_spec=SHAPE)
         model.load_state_dict(read_weights(checkpoint)[0])
         assert torch.allclose(model.eval()(images).softmax(1), expected.predict_proba(images.flatten(1)), atol=1e-4)
+
+
+def test_a_second_view_takes_the_inputs_of_the_first() -> None:
+    with pytest.raises(InputError, match="second_view of CoTrainedRegression: backbone 'tfidf' is unknown"):
+        FrozenFeatureClassifier(CoTrainedRegression(), num_classes=10, input_spec=SHAPE)
+    with pytest.raises(InputError, match="whiten is 8, and CoTrainedRegression takes the features themselves"):
+        FrozenFeatureClassifier(CoTrainedRegression("pixels"), num_classes=10, input_spec=SHAPE, whiten=8)
+    FrozenFeatureClassifier(CoTrainedRegression("pixels"), "conv", num_classes=10, input_spec=SHAPE)
 
 
 def test_predictions_are_those_of_the_classifier(workdir: Path) -> None:
