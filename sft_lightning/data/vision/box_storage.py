@@ -14,7 +14,7 @@ from sft_lightning.data.bad_examples import UNREADABLE
 from sft_lightning.data.digests import combine_digests
 from sft_lightning.data.file_storage import FileStorage
 from sft_lightning.data.storage import Storage
-from sft_lightning.data.vision.boxes import mark_unknown, pad_boxes
+from sft_lightning.data.vision.boxes import mark_unknown
 from sft_lightning.data.vision.images import FileImages, Geometry, decode
 from sft_lightning.data.vision.masks import upright_size
 from sft_lightning.data.vision.objects import Objects
@@ -112,8 +112,8 @@ class BoxedImages(FileImages):
         if objects is None:
             return {"image": image, "boxes": mark_unknown(self._rows)}
         sides = self.sides_of(index)
-        placed = objects.place(sides, geometry.size, geometry.box(*sides, seed), geometry.min_visible)
-        return {"image": image, "boxes": pad_boxes([placed], self._rows)[0]}
+        crop = geometry.box(*sides, seed)
+        return {"image": image, "boxes": objects.place(sides, geometry.size, crop, geometry.min_visible, self._rows)}
 
     @classmethod
     def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> "BoxedImages":
