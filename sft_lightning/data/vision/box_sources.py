@@ -7,6 +7,7 @@ import torch
 
 from sft_lightning.data.source import SPLITS, Examples, relative
 from sft_lightning.data.vision.box_storage import BoxedImages
+from sft_lightning.data.vision.group_files import add_groups
 from sft_lightning.data.vision.image_source import ImageSource
 from sft_lightning.data.vision.mask_classes import order_names
 from sft_lightning.data.vision.objects import Objects
@@ -58,7 +59,7 @@ class BoxSource(ImageSource):
                 stored = BoxedImages(paths, ids, objects, self.class_names)
                 labels = torch.tensor([-1 if one is None else 0 for one in objects], dtype=torch.long)
                 parts[split] = Examples(stored, ids, labels)
-        return parts
+        return add_groups(self, self.folder, parts)
 
 
 def name_classes(known: Sequence[str], given: Sequence[str] | None, where: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sft_lightning.data.source import SPLITS, Examples, relative
 from sft_lightning.data.vision.coco_files import CocoFiles, ListedImage
+from sft_lightning.data.vision.group_files import add_groups
 from sft_lightning.data.vision.mask_sources import MaskSource, make_labels
 from sft_lightning.data.vision.outlined_images import BACKGROUND, OutlinedImages, make_outline_coding, refuse_colors
 from sft_lightning.data.vision.outlines import Outlines, Shape, decode_runs
@@ -67,7 +68,7 @@ class CocoSource(MaskSource):
                 ids = [relative(path, self._coco.folder) for path in paths]
                 stored = OutlinedImages(paths, ids, masks, self.coding, [outlines for _, outlines in pairs])
                 parts[split] = Examples(stored, ids, make_labels(masks))
-        return parts
+        return add_groups(self, self._coco.folder, parts)
 
 
 def _read_objects(image: ListedImage, numbers: Mapping[int, int], rest: int) -> Outlines:

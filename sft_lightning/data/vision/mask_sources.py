@@ -14,6 +14,7 @@ from sft_lightning.data.label_checks import check_groups
 from sft_lightning.data.manifest import ManifestSource
 from sft_lightning.data.placement_checks import Placed
 from sft_lightning.data.source import SPLITS, Examples, relative
+from sft_lightning.data.vision.group_files import add_groups
 from sft_lightning.data.vision.image_source import ImageSource
 from sft_lightning.data.vision.images import FileImages
 from sft_lightning.data.vision.mask_classes import make_coding
@@ -113,7 +114,7 @@ class MaskFolder(PairedFolder, MaskSource):
                 paths, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
                 ids = [relative(path, self.path) for path in paths]
                 parts[split] = Examples(self.make_storage(paths, ids, masks), ids, make_labels(masks))
-        return parts
+        return add_groups(self, self.path, parts)
 
 
 class MaskTable(ManifestSource, MaskSource):

@@ -1,7 +1,7 @@
 """Objects of one image as its annotation has them, and where they are in the network's image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ class Objects:
         sides: Width and height in pixels that the annotation states; None where it does not.
         are_shares: Whether boxes are shares of the sides.
         problem: Why the annotation cannot be used; empty if it can.
+        marks: Further marks of the objects by name, such as `truncated`, boolean, (N,), which change nothing here.
     """
 
     file: Path
@@ -42,6 +43,7 @@ class Objects:
     sides: tuple[int, int] | None = None
     are_shares: bool = False
     problem: str = ""
+    marks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -177,6 +179,7 @@ def make_objects(
     rows: Sequence[tuple[int, Sequence[float], bool]],
     sides: tuple[int, int] | None = None,
     are_shares: bool = False,
+    marks: Mapping[str, Sequence[bool]] | None = None,
 ) -> Objects:
     """Make the record of the objects of an image.
 
@@ -185,6 +188,7 @@ def make_objects(
         rows: Number of the class, corners, and whether evaluation ignores it, of each object.
         sides: Width and height in pixels that the annotation states.
         are_shares: Whether corners are shares of the sides.
+        marks: Further marks of the objects, by name.
     """
     return Objects(
         file,
@@ -193,6 +197,7 @@ def make_objects(
         np.array([ignored for _, _, ignored in rows], dtype=np.bool_),
         sides,
         are_shares,
+        marks={name: np.array(values, dtype=np.bool_) for name, values in (marks or {}).items()},
     )
 
 
