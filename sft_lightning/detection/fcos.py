@@ -77,7 +77,7 @@ class FCOS(DenseHead):
         return found
 
 
-class _Head(FCOSHead):
+class _Head(FCOSHead):  # type: ignore[misc] # untyped
     """torchvision's head, with losses that are divided by the matched places of all processes."""
 
     def compute_loss(

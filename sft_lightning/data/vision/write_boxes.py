@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 from xml.etree import ElementTree
 
+import numpy as np
+
 from sft_lightning.data.bad_examples import BadFiles, show_path
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.source import Examples
@@ -156,8 +158,7 @@ def _make_voc(image: WrittenImage, names: Sequence[str], objects: Objects) -> El
     size = _add(root, "size")
     for key, value in (("width", image.sides[0]), ("height", image.sides[1]), ("depth", 3)):
         _add(size, key, str(value))
-    no_mark = [False] * len(names)
-    flags = {"truncated": no_mark, **objects.marks, "difficult": objects.ignored}
+    flags = {"truncated": np.zeros(len(objects), dtype=np.bool_), **objects.marks, "difficult": objects.ignored}
     for k, (name, box) in enumerate(zip(names, image.boxes, strict=True)):
         one = _add(root, "object")
         _add(one, "name", name)
