@@ -28,7 +28,10 @@ def show_path(path: str | Path) -> str:
     Args:
         path: Path of a file.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in format_path(path))
+    text = format_path(path)
+    if text.isprintable():  # nearly always, and each file that is read needs it
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def describe_read_error(error: BaseException) -> str:

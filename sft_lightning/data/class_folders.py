@@ -347,7 +347,7 @@ class ClassFolders(Source):
             labels = torch.tensor([label for _, label in files], dtype=torch.long)
             if files:
                 parts[split] = Examples(self.open_files(paths, ids), ids, labels)
-        return group_files(self, parts)
+        return group_files(self, self.path, parts)
 
 
 def _list_folder(folder: Path, kind: FileKind) -> Entries:

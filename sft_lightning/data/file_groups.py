@@ -1,33 +1,76 @@
-"""Groups of files that say what they belong to, such as a patient, and of frames of one file."""
+"""Groups of files: those of a table beside them, what a file says it belongs to, or a file of several frames."""
 
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 from sft_lightning.data.bad_examples import show_path
 from sft_lightning.data.file_storage import FileStorage
 from sft_lightning.data.frames import split_name, split_path
+from sft_lightning.data.label_checks import check_groups
 from sft_lightning.data.placement_checks import Placed, refuse_straddling
 from sft_lightning.data.source import Examples, Source
+from sft_lightning.data.table_rows import TableRows
+from sft_lightning.utils.errors import InputError, did_you_mean
+
+GROUPS = "groups.csv"  # with the columns path, relative to its folder, and group
 
 
-def group_files(source: Source, parts: Mapping[str, Examples]) -> dict[str, Examples]:
-    """Return splits of files with their groups: what a file says it belongs to, or a file of several frames.
+class _Row(NamedTuple):
+    line: int
+    group: str
+
+
+def group_files(source: Source, folder: Path, parts: Mapping[str, Examples]) -> dict[str, Examples]:
+    """Return splits of files with their groups.
+
+    They are those of `groups.csv`, or else what a file says it belongs to, such as a patient, or a file of frames.
 
     Args:
-        source: Source of the splits.
+        source: Source of the splits, which gets messages about suspicious groups.
+        folder: Folder that names of examples are relative to, in which the table may lie.
         parts: Splits whose storage holds files, without groups.
 
     Raises:
-        InputError: A group is in more than one of training, validation and test.
+        InputError: The table cannot be read, names a file twice or one that the source lacks, or two of its groups look
+            alike; or a group is in more than one of training, validation and test.
     """
+    table, where = folder / GROUPS, f"'{show_path(folder / GROUPS)}'"
+    rows = _read(source, table, where, parts) if table.is_file() else {}
     made, placed = {}, list[Placed]()
     for split, part in parts.items():
         assert isinstance(part.storage, FileStorage)
         found = source.find_groups(part.storage.paths) or [""] * len(part)
         for i, path in enumerate(part.storage.paths):
-            if not found[i] and split_path(path)[1] is not None:
-                found[i] = split_name(part.ids[i])[0]
+            name, whole = part.ids[i], split_name(part.ids[i])[0]
+            if (row := rows.get(name) or rows.get(whole)) is not None:
+                found[i] = row.group
+            elif not found[i] and split_path(path)[1] is not None:
+                found[i] = whole
         placed += [Placed(name, name, "", split, group) for name, group in zip(part.ids, found, strict=True)]
         groups = [group or name for name, group in zip(part.ids, found, strict=True)] if any(found) else None
         made[split] = Examples(part.storage, part.ids, part.labels, groups)
-    refuse_straddling(f"folder '{show_path(source.name)}'", placed)
+    refuse_straddling(where if rows else f"folder '{show_path(source.name)}'", placed)
     return made
+
+
+def _read(source: Source, table: Path, where: str, parts: Mapping[str, Examples]) -> dict[str, _Row]:
+    rows: dict[str, _Row] = {}
+    names = {name for part in parts.values() for one in part.ids for name in (one, split_name(one)[0])}
+    for line, row in TableRows(table, ("path", "group"), ("path", "group")):
+        name = Path(row["path"]).as_posix()
+        if name in rows:
+            raise InputError(f"{where}, line {line}: {name!r} is on line {rows[name].line}, too: remove one of them")
+        if name not in names:
+            raise InputError(
+                f"{where}, line {line}: the source has no file {name!r}{did_you_mean(name, [*names])}: correct or "
+                "remove the line"
+            )
+        rows[name] = _Row(line, row["group"])
+    counts, lines = Counter(row.group for row in rows.values() if row.group), dict[str, str]()
+    for row in rows.values():
+        lines.setdefault(row.group, f"line {row.line}")
+    found = check_groups(where, counts, lines)
+    source.messages = [*source.messages, *(one for one in found if one not in source.messages)]
+    return rows

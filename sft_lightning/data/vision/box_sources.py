@@ -59,7 +59,7 @@ class BoxSource(ImageSource):
                 stored = BoxedImages(paths, ids, objects, self.class_names)
                 labels = torch.tensor([-1 if one is None else 0 for one in objects], dtype=torch.long)
                 parts[split] = Examples(stored, ids, labels)
-        return group_files(self, parts)
+        return group_files(self, self.folder, parts)
 
 
 def name_classes(known: Sequence[str], given: Sequence[str] | None, where: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from sft_lightning.data.bad_examples import UNREADABLE
 from sft_lightning.data.digests import combine_digests
 from sft_lightning.data.file_storage import FileStorage
 from sft_lightning.data.storage import Storage
-from sft_lightning.data.vision.boxes import FIELDS, mark_unknown, pad_boxes
+from sft_lightning.data.vision.boxes import FIELDS, mark_unknown
 from sft_lightning.data.vision.images import FileImages, Geometry, decode
 from sft_lightning.data.vision.masks import upright_size
 from sft_lightning.data.vision.objects import Objects
@@ -110,21 +110,23 @@ class BoxedImages(FileImages):
             return image
         if self.objects[index] is None:
             return {"image": image, "boxes": mark_unknown(self._rows)}
-        return {"image": image, "boxes": pad_boxes([self.place_objects(index, geometry, seed)], self._rows)[0]}
+        return {"image": image, "boxes": self.place_objects(index, geometry, seed, self._rows)}
 
-    def place_objects(self, index: int, geometry: BoxGeometry, seed: int | None) -> Tensor:
+    def place_objects(self, index: int, geometry: BoxGeometry, seed: int | None, rows: int | None = None) -> Tensor:
         """Return the objects of an image in the network's image, (M, 6); none of an image without an annotation.
 
         Args:
             index: Position of the image.
             geometry: Size, channels and crop.
             seed: Seed of the random crop; None for the central one.
+            rows: Number of rows M, which padding fills up; None for the number of the objects.
         """
         objects = self.objects[index]
         if objects is None:
             return torch.zeros(0, FIELDS)
         sides = self.sides_of(index)
-        return objects.place(sides, geometry.size, geometry.box(*sides, seed), geometry.min_visible)
+        crop = geometry.box(*sides, seed)
+        return objects.place(sides, geometry.size, crop, geometry.min_visible, rows)
 
     @classmethod
     def joined(cls, pieces: Sequence[tuple[Storage, Sequence[int]]], ids: Sequence[str]) -> "BoxedImages":

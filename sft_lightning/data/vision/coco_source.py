@@ -68,7 +68,7 @@ class CocoSource(MaskSource):
                 ids = [relative(path, self._coco.folder) for path in paths]
                 stored = OutlinedImages(paths, ids, masks, self.coding, [outlines for _, outlines in pairs])
                 parts[split] = Examples(stored, ids, make_labels(masks))
-        return group_files(self, parts)
+        return group_files(self, self._coco.folder, parts)
 
 
 def _read_objects(image: ListedImage, numbers: Mapping[int, int], rest: int) -> Outlines:

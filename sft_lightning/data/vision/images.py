@@ -129,11 +129,13 @@ def cut_out(
         box: Left, top, right and bottom in pixels of the image, possibly fractional.
         background: Color of the area beyond the image.
     """
-    plain = Image.new("RGB", (1, 1), tuple(background)).convert(image.mode)
     inner, columns, rows = place_box(image.size, size, box)
-    if inner[0] >= inner[2] or inner[1] >= inner[3]:
-        image, inner = plain, (0, 0, 1, 1)
     width, height = columns[1] - columns[0], rows[1] - rows[0]
+    is_outside = inner[0] >= inner[2] or inner[1] >= inner[3]
+    if is_outside or (width, height) != (size, size):
+        plain = Image.new("RGB", (1, 1), tuple(background)).convert(image.mode)
+    if is_outside:
+        image, inner = plain, (0, 0, 1, 1)
     made = image.resize((width, height), Image.Resampling.BILINEAR, box=inner)
     if (width, height) != (size, size):
         whole = plain.resize((size, size))

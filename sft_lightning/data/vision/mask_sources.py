@@ -114,7 +114,7 @@ class MaskFolder(PairedFolder, MaskSource):
                 paths, masks = [image for image, _ in pairs], [mask for _, mask in pairs]
                 ids = [relative(path, self.path) for path in paths]
                 parts[split] = Examples(self.make_storage(paths, ids, masks), ids, make_labels(masks))
-        return group_files(self, parts)
+        return group_files(self, self.path, parts)
 
 
 class MaskTable(ManifestSource, MaskSource):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from sft_lightning.data.bad_examples import show_path
@@ -15,6 +16,7 @@ from sft_lightning.data.vision.objects import Objects, make_objects, refuse_obje
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.xml_files import read_xml
 
+MARKS = ("truncated", "occluded")  # which conversions keep, and nothing else reads
 ANNOTATIONS, PICTURES, LISTS = "Annotations", "JPEGImages", Path("ImageSets", "Main")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -24,7 +26,8 @@ class VocBoxes(BoxSource):
 
     `ImageSets/Main` holds train.txt, val.txt and test.txt, or trainval.txt, with names without extension. Without it,
     all annotated images are for training. An image without an annotation is unlabeled. Difficult objects are ignored in
-    evaluation; truncated ones count. The first pixel has the number 1, and xmax and ymax are the last pixels inside.
+    evaluation; truncated and occluded ones count. The first pixel has the number 1, and xmax and ymax are the last
+    pixels inside.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str] | None = None) -> None:
@@ -50,7 +53,7 @@ class VocBoxes(BoxSource):
         self._splits = self._read_lists(folder, files)
         used = [stem for stems in self._splits.values() for stem in stems if stem in files]
         contents = {stem: _read_objects(files[stem]) for stem in used}
-        names = {name for found in contents.values() if not isinstance(found, Objects) for name, _, _ in found[1]}
+        names = {name for found in contents.values() if not isinstance(found, Objects) for name, *_ in found[1]}
         self.class_names = name_classes(sort_classes(names), class_names, self.name)
         self._objects = {stem: self._number(files[stem], found) for stem, found in contents.items()}
 
@@ -58,7 +61,9 @@ class VocBoxes(BoxSource):
         if isinstance(found, Objects):
             return found
         sides, rows = found
-        return make_objects(file, [(self.class_names.index(name), box, hard) for name, box, hard in rows], sides)
+        numbered = [(self.class_names.index(row.name), row.corners, row.is_difficult) for row in rows]
+        marks = {name: [name in row.marks for row in rows] for name in MARKS if any(name in row.marks for row in rows)}
+        return make_objects(file, numbered, sides, marks=marks)
 
     def _read_lists(self, folder: Path, files: dict[str, Path]) -> dict[str, list[str]]:
         """Return the names of the images of each split."""
@@ -114,7 +119,15 @@ class VocBoxes(BoxSource):
         })  # fmt: skip
 
 
-_Row = tuple[str, tuple[float, float, float, float], bool]
+class _Row(NamedTuple):
+    """Object of an annotation: its class, corners, whether evaluation ignores it, and further marks."""
+
+    name: str
+    corners: tuple[float, float, float, float]
+    is_difficult: bool
+    marks: list[str]
+
+
 _Found = tuple[tuple[int, int] | None, list[_Row]]
 
 
@@ -147,7 +160,8 @@ def _read_objects(file: Path) -> Objects | _Found:
         if not name:
             return refuse_objects(file, f"object {count} has no name")
         try:
-            rows.append((name, _read_corners(one), _read_flag(one, "difficult")))
+            marks = [mark for mark in MARKS if (one.findtext(mark) or "").strip() == "1"]
+            rows.append(_Row(name, _read_corners(one), _read_flag(one, "difficult"), marks))
         except ValueError as error:
             return refuse_objects(file, f"object {count}, {name!r}, {error}")
     return sides, rows

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 from xml.etree import ElementTree
 
+import numpy as np
+
 from sft_lightning.data.bad_examples import BadFiles, show_path
+from sft_lightning.data.file_groups import GROUPS
 from sft_lightning.data.frames import split_path
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.source import Examples
@@ -17,6 +21,7 @@ from sft_lightning.data.vision.open_boxes import open_box_source
 from sft_lightning.data.vision.voc_boxes import ANNOTATIONS, LISTS, PICTURES
 from sft_lightning.utils.atomic import open_atomic_folder, write_json, write_text
 from sft_lightning.utils.errors import InputError
+from sft_lightning.utils.spreadsheet import format_csv
 
 BoxForm = Literal["coco", "yolo", "voc"]
 _DIGITS = 10  # significant ones of a number
@@ -55,7 +60,7 @@ def write_coco(folder: Path, parts: Mapping[str, Examples], class_names: Sequenc
         class_names: Names of the classes, in the order of their numbers.
 
     Returns:
-        Sentences about what the form cannot hold.
+        Sentences about what the form cannot hold: marks of objects that are truncated or occluded.
 
     Raises:
         InputError: The folder has content, or no image for training is annotated.
@@ -77,7 +82,7 @@ def write_coco(folder: Path, parts: Mapping[str, Examples], class_names: Sequenc
                 })  # fmt: skip
         content = {"images": entries, "annotations": annotations, "categories": categories}
         write_json(folder / "annotations" / f"instances_{split}.json", content)
-    return []
+    return _note_marks(parts, "COCO")
 
 
 def write_yolo(folder: Path, parts: Mapping[str, Examples], class_names: Sequence[str]) -> list[str]:
@@ -89,7 +94,7 @@ def write_yolo(folder: Path, parts: Mapping[str, Examples], class_names: Sequenc
         class_names: Names of the classes, in the order of their numbers.
 
     Returns:
-        Sentences about what the form cannot hold: objects that evaluation ignores.
+        Sentences about what the form cannot hold: objects that evaluation ignores, and marks of others.
 
     Raises:
         InputError: The folder has content, or no image for training is annotated.
@@ -111,7 +116,8 @@ def write_yolo(folder: Path, parts: Mapping[str, Examples], class_names: Sequenc
             write_text(folder / "labels" / split / f"{Path(image.name).stem}.txt", "".join(lines))
     settings = {**{split: f"images/{split}" for split in splits}, "names": [*class_names]}
     write_text(folder / "data.yaml", "".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items()))
-    return [f"{lost:,} object(s) that evaluation ignores are left out: YOLO has no mark for them"] if lost else []
+    notes = [f"{lost:,} object(s) that evaluation ignores are left out: YOLO has no mark for them"] if lost else []
+    return notes + _note_marks(parts, "YOLO")
 
 
 def write_voc(folder: Path, parts: Mapping[str, Examples], class_names: Sequence[str]) -> list[str]:
@@ -138,7 +144,7 @@ def write_voc(folder: Path, parts: Mapping[str, Examples], class_names: Sequence
             assert image.objects is not None
             names = [class_names[k] for k in image.objects.classes.tolist()]
             seen |= {*names}
-            tree = _make_voc(image, names, image.objects.ignored.tolist())
+            tree = _make_voc(image, names, image.objects)
             ElementTree.indent(tree)
             path = folder / ANNOTATIONS / f"{Path(image.name).stem}.xml"
             write_text(path, ElementTree.tostring(tree, encoding="unicode") + "\n")
@@ -147,26 +153,34 @@ def write_voc(folder: Path, parts: Mapping[str, Examples], class_names: Sequence
     return [f"no object has the class {', '.join(map(repr, lacking))}, which VOC then does not name"] if lacking else []
 
 
-def _make_voc(image: WrittenImage, names: Sequence[str], ignored: Sequence[bool]) -> ElementTree.Element:
+def _make_voc(image: WrittenImage, names: Sequence[str], objects: Objects) -> ElementTree.Element:
     root = ElementTree.Element("annotation")
     _add(root, "filename", image.name)
     size = _add(root, "size")
     for key, value in (("width", image.sides[0]), ("height", image.sides[1]), ("depth", 3)):
         _add(size, key, str(value))
-    for name, box, is_hard in zip(names, image.boxes, ignored, strict=True):
+    flags = {"truncated": np.zeros(len(objects), dtype=np.bool_), **objects.marks, "difficult": objects.ignored}
+    for k, (name, box) in enumerate(zip(names, image.boxes, strict=True)):
         one = _add(root, "object")
-        for key, text in (
-            ("name", name),
-            ("pose", "Unspecified"),
-            ("truncated", "0"),
-            ("difficult", str(int(is_hard))),
-        ):
-            _add(one, key, text)
+        _add(one, "name", name)
+        _add(one, "pose", "Unspecified")
+        for key, values in flags.items():
+            _add(one, key, str(int(values[k])))
         place = _add(one, "bndbox")
         corners = (box[0] + 1, box[1] + 1, box[2], box[3])  # the first pixel has the number 1
         for key, corner in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
             _add(place, key, f"{corner:.{_DIGITS}g}")
     return root
+
+
+def _note_marks(parts: Mapping[str, Examples], form: str) -> list[str]:
+    """Return a sentence about the marks of objects that a form cannot hold, if there are some."""
+    counts: Counter[str] = Counter()
+    for part in parts.values():
+        assert isinstance(part.storage, BoxedImages)
+        for objects in part.storage.objects:
+            counts.update({} if objects is None else {name: int(on.sum()) for name, on in objects.marks.items()})
+    return [f"{count:,} object(s) lose the mark {name}: {form} has none" for name, count in counts.items()]
 
 
 def _add(parent: ElementTree.Element, name: str, text: str | None = None) -> ElementTree.Element:
@@ -223,12 +237,16 @@ def convert_boxes(
 def _copy_images(
     folder: Path, parts: Mapping[str, Examples], place: Callable[[str], Path]
 ) -> dict[str, list[WrittenImage]]:
-    """Copy all images, and return them by the split that they are written to; unlabeled ones go to `train`."""
+    """Copy all images, and return them by the split that they are written to; unlabeled ones go to `train`.
+
+    Groups are written to `groups.csv`, which all forms are read with.
+    """
     _check_new(folder)
     if not any(bool((part.labels >= 0).any()) for split, part in parts.items() if split == "train"):
         raise InputError("none of the images for training is annotated: give a source with annotated ones")
     found: dict[str, list[WrittenImage]] = {}
     used: set[str] = set()
+    groups: list[tuple[str, str]] = []
     for split, part in parts.items():
         storage, target = part.storage, "train" if split == "unlabeled" else split
         assert isinstance(storage, BoxedImages)
@@ -238,8 +256,12 @@ def _copy_images(
                 raise InputError(f"'{show_path(path)}' is a frame, and files are copied whole: write it to a file")
             name = _name_copy(part.ids[i], used)
             shutil.copyfile(path, folder / place(target) / name)
+            if part.groups is not None and part.groups[i] != part.ids[i]:  # else a group of its own
+                groups.append(((place(target) / name).as_posix(), part.groups[i]))
             objects = None if split == "unlabeled" else storage.objects[i]
             found.setdefault(target, []).append(WrittenImage(path, name, storage.sides_of(i), objects))
+    if groups:
+        write_text(folder / GROUPS, format_csv([("path", "group"), *groups]))
     return found
 
 

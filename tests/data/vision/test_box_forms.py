@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sft_lightning.data.vision.open_boxes import holds_boxes, open_box_source
 from sft_lightning.utils.errors import InputError
 from tests.boxes import write_boxes_folder
 from tests.data.vision.test_boxes import change, messages, objects_of, opened
+from tests.scenes import write_scenes
 
 
 def save(path: Path, size: tuple[int, int] = (100, 50)) -> None:
@@ -346,6 +348,72 @@ def test_what_a_form_cannot_hold_is_said(tmp_path: Path, capsys: pytest.CaptureF
     assert main(words) == 0
     assert "1 unreadable file is skipped" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "w/annotations/instances_train.json").read_text())["images"]) == 2
+
+
+def test_marks_of_voc_are_kept_in_voc_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_voc_folder(tmp_path / "d", make_voc().replace("<difficult>", "<occluded>1</occluded><difficult>"))
+    assert main(["convert-boxes", str(folder), str(tmp_path / "v"), "--to", "voc"]) == 0
+    assert "lose the mark" not in capsys.readouterr().out
+    found = [ElementTree.parse(tmp_path / f"v/Annotations/{name}.xml").find("object") for name in "ac"]
+    read = [[one.findtext(mark) for mark in ("truncated", "occluded", "difficult")] for one in found if one is not None]
+    assert read == [["1", "1", "0"], ["1", None, "1"]]
+    for form in ("coco", "yolo"):
+        assert main(["convert-boxes", str(folder), str(tmp_path / form), "--to", form]) == 0
+        said = capsys.readouterr().out
+        assert f"2 object(s) lose the mark truncated: {form.upper()} has none." in said
+        assert f"1 object(s) lose the mark occluded: {form.upper()} has none." in said
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc", "masks"])
+def test_a_table_beside_a_folder_names_groups(tmp_path: Path, form: str) -> None:
+    if form == "masks":
+        folder = write_scenes(tmp_path / "d", 8)
+    else:
+        made = write_boxes_folder(tmp_path / "made", {"train": 8})
+        folder = tmp_path / "d"
+        assert main(["convert-boxes", str(made), str(folder), "--to", form]) == 0
+    kind = SegmentationDataModule if form == "masks" else DetectionDataModule
+
+    def open_folder() -> Any:
+        data = kind(str(folder), image_size=64, val_size=2, test_size=2, num_workers=0)
+        data.setup("fit")
+        return data
+
+    names = sorted({split.part.ids[i] for split in open_folder().splits.values() for i in split.indices})
+    assert len(names) == 8
+    rows = [f"{name},camera {k % 4}\n" for k, name in enumerate(names[:-1])]
+    write(folder / "groups.csv", "path,group\n" + "".join(rows))
+    found: dict[str, set[str]] = {}
+    for name, split in open_folder().splits.items():
+        for i in split.indices:
+            assert split.part.groups is not None
+            assert split.part.groups[i].startswith("camera") == (split.part.ids[i] != names[-1])
+            found.setdefault(split.part.groups[i], set()).add(name)
+    assert len(found) == 5
+    assert all(len(where) == 1 for where in found.values())
+    if form != "masks":
+        assert main(["convert-boxes", str(folder), str(tmp_path / "out"), "--to", "coco"]) == 0
+        lines = (tmp_path / "out/groups.csv").read_text().splitlines()
+        assert sorted(line.split(",")[1] for line in lines[1:]) == sorted(row.strip().split(",")[1] for row in rows)
+        source = open_box_source(str(tmp_path / "out")).load()["train"]
+        assert sum(group.startswith("camera") for group in source.groups or ()) == 7
+    for line, sentence in (
+        ("gone.png,x", "line 9: the source has no image 'gone.png'"),
+        (rows[0].strip(), r"line 9: .* is on line 2, too: remove one of them"),
+        (f"{names[-1]},Camera 1", "which look alike"),
+    ):
+        write(folder / "groups.csv", "path,group\n" + "".join(rows) + line + "\n")
+        with pytest.raises(InputError, match=sentence):
+            open_folder()
+
+
+def test_a_group_is_in_one_split(tmp_path: Path) -> None:
+    folder = write_boxes_folder(tmp_path / "d", {"train": 3, "test": 2})
+    write(folder / "groups.csv", "path,group\nimages/train/s000.png,north\nimages/test/s003.png,north\n")
+    with pytest.raises(
+        InputError, match=r"groups.csv': group 'north' is in train .* and test .*; keep it in one split"
+    ):
+        opened(folder)
 
 
 def test_images_of_one_name_get_others(tmp_path: Path) -> None:
