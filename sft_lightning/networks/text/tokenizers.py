@@ -184,8 +184,8 @@ class PublishedTokenizer(FileTokenizer):
         self.name = name
         self._rust = _parse(find_file(name, "tokenizer.json"), name)
         self._rust.no_padding()
-        self.num_tokens = self._rust.get_vocab_size()
         known = self._rust.get_vocab()
+        self.num_tokens = max(self._rust.get_vocab_size(), 1 + max(known.values(), default=0))
         masks = [known[word] for word in ("[MASK]", "<mask>", "[UNK]", "<unk>") if word in known]
         self.mask_id = masks[0] if masks else 0
         framed = self._rust.encode("a").special_tokens_mask
