@@ -252,6 +252,11 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
         make_tokenizer("hf/nobody/nothing")
     with pytest.raises(InputError, match=r"has no tokenizer\.json"):
         make_tokenizer(f"hf/{tmp_path}")
+    for length, texts in ((2, ("a",)), (3, ("a", "b"))):
+        with pytest.raises(InputError, match=rf"max_length is {length}, and tokenizer .* adds {length} tokens"):
+            make_tokenizer(name).encode([texts], length)
+    with pytest.raises(InputError, match="give words, words:16384"):
+        make_tokenizer("words:" + "9" * 5000)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read"):
         make_tokenizer(f"hf/{tmp_path}")
