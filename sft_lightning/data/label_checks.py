@@ -135,7 +135,8 @@ def check_missing_labels(
         # Labels of -1 and 1, or of - and +, are the two classes of a margin classifier.
         is_sign = word in ("-1", "-") and set(map(_normalize, counts)) in ({"-1", "1"}, {"-", "+"})
         is_doubtful = is_sign or (word in _PERHAPS_MISSING and label != "None")  # "None" is Python's missing value
-        if not is_doubtful and not {word, word.translate(_FILLERS)} & _MISSING and label != "None":
+        is_unseen = not _strip_invisible(label)
+        if not (is_doubtful or is_unseen or label == "None" or {word, word.translate(_FILLERS)} & _MISSING):
             continue
         number = "1 label is" if count == 1 else f"{count:,} labels are"
         position = f" (first: {places[label]})" if label in places else ""
@@ -149,8 +150,8 @@ def check_missing_labels(
             "",
             label,
             number,
-            f"{where}: {number} {label!r}{position}: leave the label blank for unlabeled examples, or list all classes "
-            "in class_names if it is one of them",
+            f"{where}: {number} {quote_name(label)}{position}: leave the label blank for unlabeled examples, or list "
+            "all classes in class_names if it is one of them",
         )
     return findings
 

@@ -1,6 +1,7 @@
 """Published encoders in the form of Hugging Face, read from folders: no code of a folder is run."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from sft_lightning.utils.errors import InputError, did_you_mean
 
 POOLS = ("mean", "cls")
+# Weights that published encoders may lack: outputs that are not used, and what stands for hidden parts in pre-training.
+_NEW = re.compile(r"(^|\.)(pooler\.|masked_spec_embed$|mask_token$|position_ids$)")
 KEPT: dict[str, Path] = {}  # copies of models by `make_key`, read in place of what is gone or has changed since a run
 
 
@@ -97,16 +100,38 @@ def load_model(name: str, has_weights: bool, kind: str = "AutoModel") -> Any:
             made: Any = getattr(transformers, kind)
             if has_weights:
                 find_file(name, "model.safetensors")
-                net = made.from_pretrained(
-                    folder, config=config, local_files_only=True, trust_remote_code=False, use_safetensors=True
+                net, info = made.from_pretrained(
+                    folder,
+                    config=config,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
                 )
+                if kind == "AutoModel":  # a head for hidden tokens may be new
+                    _refuse_missing(name, info["missing_keys"])
             else:
                 net = made.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"backbone {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except InputError:
+        raise
+    except Exception as error:  # of damaged files: of four libraries, some of which raise plain Exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its config.json and its model.safetensors have weights of other shapes"
+        raise InputError(f"backbone {name!r} cannot be loaded: {reason}") from error
     if getattr(net, "pooler", None) is not None:
         net.pooler = None  # its output is not used, and DDP would wait for its gradients
     return net.float()
+
+
+def _refuse_missing(name: str, missing: Iterable[str]) -> None:
+    """Refuse a file without weights of the encoder, which the library would draw at random without a word."""
+    lacking = sorted(key for key in missing if not _NEW.search(key))
+    if lacking:
+        raise InputError(
+            f"backbone {name!r} cannot be loaded: its model.safetensors lacks {len(lacking):,} tensors of the model in "
+            f"its config.json, such as {lacking[0]!r}"
+        )
 
 
 @contextmanager

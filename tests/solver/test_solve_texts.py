@@ -106,11 +106,17 @@ def test_what_a_source_holds_decides_how_it_is_read(tmp_path: Path) -> None:
     assert not holds_texts("b.csv", "path,label\n")
     assert not holds_texts("c.csv", "path,text,label\n")
     assert not holds_texts("d.csv", "")
+    assert holds_texts("e.csv", "# of the shop\nsep=;\n\n" + "text;label\n")
+    (tmp_path / "f.csv").write_text("text,label\n", encoding="utf-16")
+    assert find_modality(str(tmp_path / "f.csv")) == "text"
     assert find_modality("sample") == "image"
     for name in ("a.txt", "b.txt", "c.png"):
         (tmp_path / "folder" / "x").mkdir(parents=True, exist_ok=True)
         (tmp_path / "folder" / "x" / name).write_text("")
     assert find_modality(str(tmp_path / "folder")) == "text"
+    (tmp_path / "folder" / "x" / "d.png").write_text("")  # as many images as captions
+    assert find_modality(str(tmp_path / "folder")) == "image"
+    (tmp_path / "folder" / "x" / "d.png").unlink()
     with pytest.raises(InputError, match=r"image_size is 32, and source .* holds texts: leave it out"):
         open_data(str(tmp_path / "folder"), {"image_size": 32})
 

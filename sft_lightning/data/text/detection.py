@@ -27,7 +27,7 @@ def holds(source: str) -> bool:
     if path.is_dir():
         names = [file.suffix.lower() for file in islice(path.rglob("*.*"), _LISTED)]
         texts = names.count(".txt")
-        return texts > 0 and texts >= len(names) - texts
+        return texts > len(names) - texts  # as many lie beside images as their captions
     return path.suffix.lower() in SUFFIXES and path.is_file() and _has_texts(path)
 
 

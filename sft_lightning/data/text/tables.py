@@ -170,6 +170,12 @@ class TextTable:
         label, split, group, name = (cells.get(role, "").strip() for role in ("label", "split", "group", "id"))
         if self._reader is not None:
             label = self._reader.read(line, {name: cells[f"class {name}"] for name in self._reader.classes})
+        for role, cell in (("label", label), ("split", split), ("group", group), ("id", name)):
+            if len(cell.splitlines()) > 1:
+                raise InputError(
+                    f"{self._where}, line {line}: the {role} has a line break in it ({cell[:40]!r}): close the quote "
+                    "before it"
+                )
         augmented = tuple(cells[f"augmented {i}"] for i in range(len(self._columns.augmented)))
         return Row(line, texts, label, split, group, name, augmented)
 

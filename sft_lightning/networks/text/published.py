@@ -51,6 +51,11 @@ class PublishedEncoder(TokenEncoder):
         if most is not None and spec.shape[0] > most:
             raise InputError(f"max_length is {spec.shape[0]}, and backbone {name!r} takes {most} tokens: lower it")
         tokenizer = make_tokenizer(spec.encoding)
+        if tokenizer.num_tokens > self.embedding.num_embeddings:
+            raise InputError(
+                f"backbone {name!r} has embeddings of {self.embedding.num_embeddings:,} tokens, and its tokenizer "
+                f"{tokenizer.num_tokens:,}: give a folder whose files belong together"
+            )
         self._mark = tokenizer.pair_mark if (getattr(config, "type_vocab_size", 0) or 0) > 1 else None
         self._has_weights = has_weights
 

@@ -142,7 +142,16 @@ class FileTokenizer(Tokenizer):
         return hashlib.sha256(self._rust.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[tuple[str, ...]], max_length: int) -> tuple[npt.NDArray[np.int32], int]:
-        """Return the ids with those that mark beginning and end, if it has some, (N, L)."""
+        """Return the ids with those that mark beginning and end, if it has some, (N, L).
+
+        Raises:
+            InputError: Such marks leave no room for a token of a text.
+        """
+        marks = self._rust.num_special_tokens_to_add(any(len(pair) > 1 for pair in texts))
+        if max_length <= marks:
+            raise InputError(
+                f"max_length is {max_length}, and tokenizer {self.name!r} adds {marks} tokens to each text: give more"
+            )
         self._rust.enable_truncation(max_length)
         given: list[Any] = [pair[0] if len(pair) == 1 else pair for pair in texts]
         encoded = self._rust.encode_batch(given)
@@ -184,8 +193,8 @@ class PublishedTokenizer(FileTokenizer):
         self.name = name
         self._rust = _parse(find_file(name, "tokenizer.json"), name)
         self._rust.no_padding()
-        self.num_tokens = self._rust.get_vocab_size()
         known = self._rust.get_vocab()
+        self.num_tokens = max(self._rust.get_vocab_size(), 1 + max(known.values(), default=0))
         masks = [known[word] for word in ("[MASK]", "<mask>", "[UNK]", "<unk>") if word in known]
         self.mask_id = masks[0] if masks else 0
         framed = self._rust.encode("a").special_tokens_mask
@@ -364,9 +373,10 @@ def make_tokenizer(name: str) -> Tokenizer:
     """
     kind, _, rest = name.partition(":")
     size, _, digest = rest.partition(":")
-    if kind == HashTokenizer.prefix and not digest and (not rest or size.isdecimal()):
+    is_number = size.isdecimal() and len(size) < 10
+    if kind == HashTokenizer.prefix and not digest and (not rest or is_number):
         return HashTokenizer(int(size)) if size else HashTokenizer()
-    if kind == PieceTokenizer.prefix and (not rest or size.isdecimal()):
+    if kind == PieceTokenizer.prefix and (not rest or is_number):
         return PieceTokenizer(int(size), digest) if size else PieceTokenizer()
     if name.startswith("hf/"):
         return PublishedTokenizer(name.partition(":")[0])

@@ -60,6 +60,22 @@ def test_a_second_header_is_not_a_text(tmp_path: Path) -> None:
         read(write(tmp_path / "a.csv", "text,label\na b,x\ntext,label\nc d,y\n"))
 
 
+@pytest.mark.parametrize("role", ["label", "split", "group", "id"])
+def test_a_quote_that_takes_in_lines_is_not_a_class(role: str, tmp_path: Path) -> None:
+    names = ["text", "label", *([] if role == "label" else [role])]
+    rows = [["a", "x", "train"][: len(names)], ["b", "y", "train"][: len(names)]]
+    lines = [",".join(row) for row in (names, *rows)]
+    lines[1] = lines[1].replace(rows[0][-1], f'"{rows[0][-1]}')  # closed in the next line
+    lines[2] += '"'
+    with pytest.raises(InputError, match=f"line 2: the {role} has a line break in it"):
+        read(write(tmp_path / "a.csv", "\n".join(lines)))
+
+
+def test_a_label_that_nobody_can_see_is_not_a_class(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"1 label is '\\u200b' \(first: line 3\): leave the label blank"):
+        read(write(tmp_path / "a.csv", "text,label\na,x\nb,\u200b\nc,y\n"))
+
+
 def test_cells_that_were_kept_from_a_spreadsheet_are_what_they_were(tmp_path: Path) -> None:
     rows = "text,label\n'=1+2 is three,x\n'-5 degrees,y\n'tis,x\n"
     assert [text for text, _ in list_texts(read(write(tmp_path / "a.csv", rows)))] == [

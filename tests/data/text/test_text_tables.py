@@ -94,6 +94,12 @@ def test_columns_have_other_names_and_second_texts(tmp_path: Path) -> None:
     assert data.splits["labeled"].part.groups is not None
 
 
+def test_pairs_are_equal_only_if_both_texts_are(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,answer,label,split\nab,c,x,train\nd,e,y,train\na,bc,x,test\nd,e,y,test\n")
+    data = read(tmp_path / "a.csv", text_2_column="answer")
+    assert data.splits["labeled"].ids == ["line 2"]
+
+
 def test_blank_texts_are_left_out_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.csv").write_text("text,label\nred,x\n,x\n   ,y\nblue,y\n")
     with caplog.at_level("INFO"):

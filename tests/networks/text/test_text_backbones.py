@@ -114,6 +114,14 @@ def test_an_evaluation_encodes_texts_of_similar_length_together(
     assert seen == [(16, lengths[15]), (16, lengths[31]), (9, lengths[40])]
 
 
+def test_pairs_of_words_tell_their_order() -> None:
+    spec = InputSpec("text", (4,), "int64", "words:500")
+    encoder = build_encoder("fasttext", spec)[0].eval()
+    x = {"input_ids": torch.tensor([[7, 9], [9, 7]]), "attention_mask": torch.ones(2, 2, dtype=torch.int64)}
+    first, second = encoder(x)
+    assert (first - second).abs().max() > 0.1
+
+
 def test_weights_of_words_are_those_of_scikit_learn() -> None:
     spec, x = read("words:1048576")
     encoder, _ = build_encoder("tfidf", spec)
@@ -244,6 +252,11 @@ def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
         make_tokenizer("hf/nobody/nothing")
     with pytest.raises(InputError, match=r"has no tokenizer\.json"):
         make_tokenizer(f"hf/{tmp_path}")
+    for length, texts in ((2, ("a",)), (3, ("a", "b"))):
+        with pytest.raises(InputError, match=rf"max_length is {length}, and tokenizer .* adds {length} tokens"):
+            make_tokenizer(name).encode([texts], length)
+    with pytest.raises(InputError, match="give words, words:16384"):
+        make_tokenizer("words:" + "9" * 5000)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be read"):
         make_tokenizer(f"hf/{tmp_path}")
