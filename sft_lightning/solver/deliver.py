@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sft_lightning.classifiers.whitening import WhitenedPCA
 from sft_lightning.cli.logging import silence_logs
-from sft_lightning.detection.fold_precision import MatchedExamples
+from sft_lightning.detection.held_out_precision import MatchedExamples
 from sft_lightning.export.export import ExportFormat, export
 from sft_lightning.paradigms.frozen_features import FrozenFeatureClassifier
 from sft_lightning.runs.checkpoints import find_run_checkpoint

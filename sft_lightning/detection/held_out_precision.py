@@ -1,10 +1,9 @@
-"""Average precision in each fold of held-out examples, also of examples that were drawn several times.
+"""Average precision of detections of examples that were held out in folds, and of draws of these examples.
 
 A detection is matched with the objects of its own example alone, so that a draw of the examples only changes how often
-each match counts. Scores of detectors that were trained without different folds need not agree: average precision is
-measured within each fold, and averaged over the folds by their objects (Forman & Scholz 2010, "Apples-to-Apples in
-Cross-Validation Studies", recommend the same for areas under curves). With a single fold it is COCO's (Lin et al.
-2014).
+each match counts. Detections of all folds are measured together, as COCO does it (Lin et al. 2014): the mean over folds
+is too optimistic where these are small (`scripts/bench/box_intervals.py`). Where folds have detectors of several kinds,
+whose scores need not agree, ranks take the place of scores.
 """
 
 from collections.abc import Sequence
@@ -97,63 +96,72 @@ def _areas(boxes: Tensor) -> Tensor:
     return sides[:, 0] * sides[:, 1]
 
 
-class FoldPrecision(NamedTuple):
-    """Average precision of each draw of the examples.
-
-    Attributes:
-        precision: Mean over `IOUS` for each draw, class and fold, (B, C, K); 0 without an object.
-        objects: Number of objects in each draw, (B, C, K).
-    """
-
-    precision: Array
-    objects: Array
-
-    def average(self, folds: Sequence[int] | None = None) -> Array:
-        """Return the mean average precision of each draw, (B,); 0 for one without an object.
-
-        Args:
-            folds: Folds that count; None for all.
-        """
-        ours = slice(None) if folds is None else [*folds]
-        precision, objects = self.precision[..., ours], self.objects[..., ours]
-        total = objects.sum(2)
-        by_class = (precision * objects).sum(2) / np.maximum(total, 1)
-        mean: Array = by_class.sum(1) / np.maximum((total > 0).sum(1), 1)
-        return mean
-
-
-def measure_folds(matched: MatchedExamples, folds: Array, weights: Array, classes: Sequence[int]) -> FoldPrecision:
-    """Measure the average precision of each class in each fold.
+def rank_scores(matched: MatchedExamples, folds: Array) -> MatchedExamples:
+    """Return detections whose scores are minus their rank in their fold, divided by the number of its examples.
 
     Args:
         matched: Detections and objects of N examples.
-        folds: Fold of each example, int64, (N,); those of -1 are left out.
-        weights: How often each example counts in each draw, (B, N).
-        classes: Classes that are measured.
+        folds: Fold of each example, int64, (N,).
     """
-    shape = (len(weights), len(classes), int(folds.max()) + 1)
-    precision, objects = np.zeros(shape), np.zeros(shape)
+    scores, own_folds = np.zeros(len(matched.score)), folds[matched.example]
+    for fold in np.unique(folds):
+        own = np.flatnonzero(own_folds == fold)
+        order = own[np.argsort(-matched.score[own], kind="stable")]
+        scores[order] = -(np.arange(len(order)) + 0.5) / (folds == fold).sum()
+    return matched._replace(score=scores)
+
+
+def join_folds(parts: Sequence[MatchedExamples], folds: Array) -> MatchedExamples:
+    """Return the detections of each fold as one of several detectors has them.
+
+    Args:
+        parts: Detections of the detector of each fold, all of the same N examples.
+        folds: Fold of each example, int64, (N,).
+    """
+    kept = [folds[one.example] == fold for fold, one in enumerate(parts)]
+    joined = (
+        np.concatenate([part[..., own] for part, own in zip(parts_of, kept, strict=True)], -1)
+        for parts_of in zip(*(one[:-1] for one in parts), strict=True)
+    )
+    example, kind, score, is_right, counts = joined
+    order = np.argsort(example, kind="stable")  # which decides between equal scores
+    return MatchedExamples(
+        example[order], kind[order], score[order], is_right[:, order], counts[:, order], parts[0].objects
+    )
+
+
+def measure_precision(matched: MatchedExamples, weights: Array, classes: Sequence[int]) -> Array:
+    """Return the mean average precision over `IOUS` and classes of each draw, (B,); 0 for one without an object.
+
+    Args:
+        matched: Detections and objects of N examples.
+        weights: How often each example counts in each draw, (B, N).
+        classes: Classes that are measured, each of which counts where a draw has an object of it.
+    """
     order = np.argsort(-matched.score, kind="stable")
-    for k in range(shape[2]):
-        objects[:, :, k] = weights[:, folds == k] @ matched.objects[folds == k][:, [*classes]]
-        for c, kind in enumerate(classes):
-            own = order[(matched.kind[order] == kind) & (folds[matched.example[order]] == k)]
-            size = max(1, _MOST // max(1, len(own) * len(IOUS)))
-            for start in range(0, len(weights), size):
-                some = slice(start, start + size)
-                precision[some, c, k] = _average(matched, own, weights[some], objects[some, c, k])
-    return FoldPrecision(precision, objects)
+    total, count = np.zeros(len(weights)), np.zeros(len(weights))
+    for kind in classes:
+        own, objects = order[matched.kind[order] == kind], weights @ matched.objects[:, kind]
+        size = max(1, _MOST // max(1, len(own)))
+        for start in range(0, len(weights), size):
+            some = slice(start, start + size)
+            total[some] += _average(matched, own, weights[some], objects[some])
+        count += objects > 0
+    mean: Array = total / np.maximum(count, 1)
+    return mean
 
 
-def _average(matched: MatchedExamples, own: Array, weights: Array, total: Array) -> Array:
-    """Return the average precision of some detections by falling score, (B,)."""
-    if not len(own):
-        return np.zeros(len(weights))
-    w = weights[:, None, matched.example[own]] * matched.counts[None][..., own]  # (B, T, D)
-    right = (w * matched.is_right[None][..., own]).cumsum(2)
-    precision = right / np.maximum(w.cumsum(2), 1e-12)
-    precision = np.maximum.accumulate(precision[..., ::-1], 2)[..., ::-1]  # the best from each recall on
-    reached = np.searchsorted(_RECALLS, right / np.maximum(total, 1)[:, None, None], side="right")
-    steps = np.diff(reached, axis=2, prepend=0)
-    found: Array = (precision * steps).sum(2).mean(1) / len(_RECALLS)
-    return np.where(total > 0, found, 0.0)
+def _average(matched: MatchedExamples, own: Array, weights: Array, objects: Array) -> Array:
+    """Return the average precision of the detections of a class by falling score, (B,)."""
+    w = weights[:, matched.example[own]]
+    every, total = w.cumsum(1), np.zeros(len(w))
+    for right, counts in zip(matched.is_right[:, own], matched.counts[:, own], strict=True):
+        at = np.flatnonzero(right)  # precision is highest there, and recall rises
+        seen = every if counts.all() else (w * counts).cumsum(1)
+        hits = w[:, at].cumsum(1)
+        precision = hits / np.maximum(seen[:, at], 1e-12)
+        precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]  # the best from each recall on
+        reached = np.searchsorted(_RECALLS, hits / np.maximum(objects, 1)[:, None], side="right")
+        total += (precision * np.diff(reached, axis=1, prepend=0)).sum(1)
+    found: Array = np.where(objects > 0, total, 0.0) / (len(IOUS) * len(_RECALLS))
+    return found
