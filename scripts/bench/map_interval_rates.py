@@ -57,9 +57,7 @@ def detect(objects: Array, skills: Array, common: list[Array], draw: np.random.G
         false = np.repeat(np.arange(len(objects)), draw.poisson(1.0, len(objects)))
         rows.append((false, np.full(len(false), k), draw.beta(1.5, 4, len(false)), np.zeros((len(false), 10), bool)))
     image, kind, scores, is_right = (np.concatenate(part) for part in zip(*rows, strict=True))
-    order = np.argsort(-scores, kind="stable")
-    is_right = is_right[order]
-    return MatchRecords(image[order], kind[order], is_right, np.zeros_like(is_right), objects.astype(float))
+    return MatchRecords(image, kind, scores, is_right, np.zeros_like(is_right), objects.astype(float)).sort()
 
 
 def measure(skill: float, images: int, repeats: int, draws: int, truth: tuple[float, float]) -> dict[str, float]:

@@ -58,8 +58,8 @@ def group_files(source: Source, folder: Path, parts: Mapping[str, Examples]) -> 
 def _read(source: Source, table: Path, where: str, parts: Mapping[str, Examples]) -> dict[str, _Row]:
     rows: dict[str, _Row] = {}
     names = {name for part in parts.values() for one in part.ids for name in (one, split_name(one)[0])}
-    for line, row in TableRows(table, ("path", "group"), ("path", "group")):
-        name = Path(row["path"]).as_posix()
+    for line, cells in TableRows(table, ("path", "group"), ("path", "group")):
+        name = Path(cells["path"]).as_posix()
         if name in rows:
             raise InputError(f"{where}, line {line}: {name!r} is on line {rows[name].line}, too: remove one of them")
         if name not in names:
@@ -67,7 +67,7 @@ def _read(source: Source, table: Path, where: str, parts: Mapping[str, Examples]
                 f"{where}, line {line}: the source has no file {name!r}{did_you_mean(name, [*names])}: correct or "
                 "remove the line"
             )
-        rows[name] = _Row(line, row["group"])
+        rows[name] = _Row(line, cells["group"])
     counts, lines = Counter(row.group for row in rows.values() if row.group), dict[str, str]()
     for row in rows.values():
         lines.setdefault(row.group, f"line {row.line}")

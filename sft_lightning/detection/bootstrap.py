@@ -41,6 +41,7 @@ class MatchRecords(NamedTuple):
     Attributes:
         example: Position of the example of each detection, (K,).
         kind: Class of each detection, (K,).
+        score: Score of each detection, falling, (K,).
         is_right: Whether it is the best one of an object, at each IoU from 0.5 to 0.95, (K, T).
         is_ignored: Whether it counts for nothing, since evaluation ignores its object, (K, T).
         objects: Objects of each example and class that count, (N, C).
@@ -48,20 +49,17 @@ class MatchRecords(NamedTuple):
 
     example: Array
     kind: Array
+    score: Array
     is_right: Array
     is_ignored: Array
     objects: Array
 
-    def select(self, chosen: Array) -> "MatchRecords":
-        """Return the matches of some examples.
-
-        Args:
-            chosen: Whether each example is among them, boolean, (N,).
-        """
-        kept, position = chosen[self.example], np.cumsum(chosen) - 1
+    def sort(self) -> "MatchRecords":
+        """Return the matches by falling score, and those of equal scores by the position of their example."""
+        order = np.lexsort((self.example, -self.score))
         return MatchRecords(
-            position[self.example[kept]], self.kind[kept], self.is_right[kept], self.is_ignored[kept],
-            self.objects[chosen],
+            self.example[order], self.kind[order], self.score[order], self.is_right[order], self.is_ignored[order],
+            self.objects,
         )  # fmt: skip
 
 
@@ -104,7 +102,7 @@ def collect_matches(
     example, kind, scores, is_right, is_ignored = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
     order = np.argsort(-scores, kind="stable")
     order = order[(kind[order] < classes) & (objects.sum(0) > 0)[np.minimum(kind[order], classes - 1)]]
-    return MatchRecords(example[order], kind[order], is_right[order], is_ignored[order], objects)
+    return MatchRecords(example[order], kind[order], scores[order], is_right[order], is_ignored[order], objects)
 
 
 def match_batches(batches: Iterable[tuple[Detections, Tensor]]) -> MatchRecords:
@@ -203,14 +201,15 @@ def draw_examples(count: int, draws: int, seed: int, groups: Sequence[str] | Non
     return times[:, unit].astype(np.float64)
 
 
-def average_classes(records: MatchRecords, times: Array) -> Array:
+def average_classes(records: MatchRecords, times: Array, classes: Sequence[int] | None = None) -> Array:
     """Return the mean average precision of each draw, (D,); NaN where it has no object.
 
     Args:
         records: Matches from `collect_matches`.
         times: How often each draw takes each example, (D, N).
+        classes: Classes that are measured; None for all.
     """
-    shown = np.flatnonzero(records.objects.sum(0)).tolist()
+    shown = [k for k in np.flatnonzero(records.objects.sum(0)).tolist() if classes is None or k in classes]
     size = max(1, _CELLS // max(1, len(records.example)))
     means = []
     for some in np.split(times, range(size, len(times), size)):

@@ -13,7 +13,7 @@ from sft_lightning.data.vision.box_sources import BoxSource
 from sft_lightning.data.vision.detection_datamodule import DetectionDataModule
 from sft_lightning.detection.base import Detections
 from sft_lightning.detection.bootstrap import MatchRecords
-from sft_lightning.detection.fold_precision import match_examples
+from sft_lightning.detection.held_out_precision import match_examples
 from sft_lightning.detection.matching import choose_threshold, count_matches, match_objects
 from sft_lightning.report.boxes import render_found, render_pair
 from sft_lightning.report.metrics import choose_to_label
@@ -37,6 +37,7 @@ from sft_lightning.utils.spreadsheet import format_csv
 
 FOLDER = "predicted_boxes"
 _NOTHING = 0.01  # mean average precision below which detections mean nothing
+_TRUSTED = 0.5  # mean F1 of held-out images from which detections say something about annotations
 _DOUBTFUL, _MOST = 0.5, 8  # share of the mean F1 below which an annotation is looked at, and how many of them
 
 
@@ -117,7 +118,8 @@ def judge_images(best: BoxResult, judged: np.ndarray, delivery: Delivery) -> flo
     matches = [match_objects(*one, true[i]) for i, one in zip(positions, every, strict=True)]
     threshold = choose_threshold(matches)
     f1 = np.array([count_matches([one], threshold).f1 for one in matches])
-    worst = [k for k in np.argsort(f1, kind="stable").tolist() if f1[k] < _DOUBTFUL * f1.mean()][:_MOST]
+    limit = _DOUBTFUL * f1.mean() if f1.mean() >= _TRUSTED else 0.0
+    worst = [k for k in np.argsort(f1, kind="stable").tolist() if f1[k] < limit][:_MOST]
     for k in worst:
         x = data.inputs_of("labeled", [positions[k]])
         shown = every[k].scores >= threshold

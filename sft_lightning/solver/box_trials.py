@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sft_lightning.cli.lightning_cli import SFTCLI
 from sft_lightning.data.vision.detection_datamodule import DetectionDataModule
+from sft_lightning.detection.bootstrap import MatchRecords
 from sft_lightning.detection.build import build_detector
-from sft_lightning.detection.fold_precision import FoldPrecision, match_examples, measure_folds
+from sft_lightning.detection.held_out_precision import join_folds, match_examples, measure_precision, rank_scores
 from sft_lightning.detection.metrics import MOST, check_extra
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.solver.box_recipes import (
@@ -48,11 +49,13 @@ class BoxResult(JudgedRecipe):
 
     Attributes:
         found: Detections of each labeled example without its fold, (N, 100, 6), as `find_objects` gives them.
-        precision: Average precision of each draw, class and fold.
+        matched: The same of the judged examples, matched with their objects.
+        scores: Mean average precision of all judged examples, and of each draw, (1 + B,).
     """
 
     found: Tensor
-    precision: FoldPrecision
+    matched: MatchRecords
+    scores: np.ndarray
 
 
 class BoxTrials(MapTrials[BoxResult]):
@@ -79,7 +82,7 @@ class BoxTrials(MapTrials[BoxResult]):
         self.draws = Draws(int(self.judged.sum()), self.groups, factor, seed)
         self.method = (
             f"The intervals and the choice rest on {self.draws.number} draws with replacement of the "
-            f"{self.draws.count} annotated {self.source.data.input_spec.plural}, the same for all recipes."
+            f"{self.draws.count} {self.source.counted}, the same for all recipes."
         )
         self.speeds: dict[tuple[str, str], Speed] = {}
 
@@ -134,18 +137,19 @@ class BoxTrials(MapTrials[BoxResult]):
 
     # --- judging
 
-    def measure(self, found: Tensor) -> FoldPrecision:
-        """Return the average precision of detections of the labeled examples in each fold and draw.
+    def make_result(self, recipe: Recipe, found: Tensor) -> BoxResult:
+        """Return the result of a recipe.
 
         Args:
-            found: Detections, (N, 100, 6).
+            recipe: Recipe.
+            found: Detections of each labeled example without its fold, (N, 100, 6).
         """
         data = self.source.data
         assert isinstance(data, DetectionDataModule)
-        judged = np.flatnonzero(self.judged)
-        true = data.objects_of("labeled")
-        matched = match_examples(found[judged], [true[i] for i in judged.tolist()], data.num_classes)
-        return measure_folds(matched, self.folds[0], self.draws.weights, self.classes)
+        positions, true = np.flatnonzero(self.judged).tolist(), data.objects_of("labeled")
+        matched = match_examples(found[positions], [true[i] for i in positions], data.num_classes)
+        scores = measure_precision(matched, self.draws.weights, self.classes)
+        return BoxResult(recipe, self.source, self.draws.estimate(scores), found, matched, scores)
 
     def judge(self, recipe: Recipe, start: MapStart, seconds: float = math.inf) -> BoxResult | None:
         """Cross-fit a recipe, as far as an earlier call has not done so, and keep its result.
@@ -162,36 +166,42 @@ class BoxTrials(MapTrials[BoxResult]):
         found = self.predict(recipe, self.source, start.digest, shape, seconds, predict=_find_in_fold)
         if found is None:
             return None
-        precision = self.measure(found[0])
-        result = BoxResult(recipe, self.source, self.draws.estimate(precision.average()), found[0], precision)
+        result = self.make_result(recipe, found[0])
         self.results.append(result)
         self.report_result(result)
         return result
 
     def choose(self, among: Sequence[int] | None = None) -> int:
         """Return the position of the best result."""
-        return self._choose(range(len(self.results)) if among is None else among, None)
+        return self._choose(range(len(self.results)) if among is None else among)
 
     def find_default(self, positions: Sequence[int]) -> int | None:
         """Return the place of the best result of labels alone, which the teacher has to be ahead of."""
         return self._find_default(positions, None)
 
-    def _find_default(self, positions: Sequence[int], folds: Sequence[int] | None) -> int | None:
+    def _find_default(self, positions: Sequence[int], left_out: int | None) -> int | None:
         plain = [place for place, i in enumerate(positions) if not self.results[i].recipe.uses_unlabeled]
-        means = {place: self._average(positions[place], folds)[0] for place in plain}
+        means = {place: self._score(positions[place], left_out)[0] for place in plain}
         return max(plain, key=lambda place: means[place], default=None)
 
-    def _average(self, position: int, folds: Sequence[int] | None) -> np.ndarray:
-        return self.results[position].precision.average(folds)
+    def _score(self, position: int, left_out: int | None, with_draws: bool = False) -> np.ndarray:
+        """Return the score of a result without a fold, (1,), with draws (1 + B,)."""
+        result = self.results[position]
+        if left_out is None:
+            return result.scores
+        weights = self.draws.weights if with_draws else self.draws.weights[:1]
+        return measure_precision(result.matched, weights * (self.folds[0] != left_out), self.classes)
 
-    def _choose(self, positions: Sequence[int], folds: Sequence[int] | None) -> int:
-        """Return the position of the best result on some folds, or of the default unless the best is ahead of it."""
-        best = max(positions, key=lambda i: self._average(i, folds)[0])
-        place = self._find_default(positions, folds)
+    def _choose(self, positions: Sequence[int], left_out: int | None = None) -> int:
+        """Return the position of the best result without a fold, or of the default unless the best is ahead of it."""
+        means = {i: self._score(i, left_out)[0] for i in positions}
+        best = max(positions, key=lambda i: means[i])
+        place = self._find_default(positions, left_out)
         if place is None or positions[place] == best:
             return best
         default = positions[place]
-        return best if self.draws.is_ahead(self._average(best, folds), self._average(default, folds)) else default
+        ours, theirs = (self._score(i, left_out, with_draws=True) for i in (best, default))
+        return best if self.draws.is_ahead(ours, theirs) else default
 
     def score_choice(self, among: Sequence[int]) -> np.ndarray:
         """Return the score of choosing on other folds than those that the choice is scored on, of each draw, (1 + B,).
@@ -199,10 +209,11 @@ class BoxTrials(MapTrials[BoxResult]):
         Args:
             among: Positions to choose from.
         """
-        every = range(self.source.num_folds)
-        chosen = [self.results[self._choose(among, [k for k in every if k != fold])].precision for fold in every]
-        precision = np.stack([one.precision[..., fold] for fold, one in enumerate(chosen)], -1)
-        return FoldPrecision(precision, chosen[0].objects).average()
+        chosen = [self._choose(among, fold) for fold in range(self.source.num_folds)]
+        if len({*chosen}) == 1:
+            return self.results[chosen[0]].scores
+        ranked = [rank_scores(self.results[i].matched, self.folds[0]) for i in chosen]
+        return measure_precision(join_folds(ranked, self.folds[0]), self.draws.weights, self.classes)
 
     def estimate_choice(self) -> Estimate:
         """Estimate the score of choosing among all results and training what is chosen on all labels."""

@@ -90,6 +90,11 @@ class LabeledSource:
         """What the labels are, in the plural."""
         return {"mask": "masks", "boxes": "boxes"}.get(self.data.target, "labels")
 
+    @property
+    def counted(self) -> str:
+        """What the number of labels counts, in the plural: labels, or annotated examples where each has several."""
+        return f"annotated {self.data.input_spec.plural}" if self.data.has_boxes else "labels"
+
     @cached_property
     def targets(self) -> Tensor:
         """Classes of the labeled examples, int64, (N,), or 1 for each class of theirs and 0 for the others, (N, C)."""

@@ -13,14 +13,12 @@ class Measure(NamedTuple):
         title: Title for readers.
         score_sentence: How good a model is, from the score and what it is about.
         test_sentence: The same of examples that are named before.
-        annotated: Word before the plural of the examples that one needs more of; empty where they are called labels.
     """
 
     key: str
     title: str
     score_sentence: str
     test_sentence: str
-    annotated: str = ""
 
 
 MEAN_AVERAGE_PRECISION = Measure(
@@ -28,7 +26,6 @@ MEAN_AVERAGE_PRECISION = Measure(
     "mean average precision",
     "has a mean average precision of {score} on {examples}",
     "its mean average precision is {score}",
-    "annotated ",
 )
 
 

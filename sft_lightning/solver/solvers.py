@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sft_lightning.data.copies import group_copies
 from sft_lightning.detection.bootstrap import MatchRecords
-from sft_lightning.detection.fold_precision import measure_folds
+from sft_lightning.detection.held_out_precision import measure_precision
 from sft_lightning.solver.box_delivery import deliver_boxes, match_test
 from sft_lightning.solver.box_trials import BoxResult, BoxTrials
 from sft_lightning.solver.defects import DefectComparison, compare_with_detector
@@ -59,7 +59,7 @@ class Solver:
         for line in describe_source(self.source):
             self.report(line)
         best = self.compare(self.find_starts(candidates, download))
-        self.report(f"Chosen: {best.recipe.name}; training it on all {len(self.source.labels)} labels.")
+        self.report(f"Chosen: {best.recipe.name}; training it on all {len(self.source.labels)} {self.source.counted}.")
         return self.conclude(best, self.deliver(best, f"solve/{self.name}/model"))
 
     def compare(self, found: list[FoundStart]) -> Any:
@@ -156,7 +156,9 @@ class Solver:
         scores: dict[str, Any] = {best.recipe.name: delivery.test_scores}
         for result in (with_pool, reference):
             if result.recipe.name not in scores:
-                self.report(f"Training {result.recipe.name} on all labels, to compare on the test examples.")
+                self.report(
+                    f"Training {result.recipe.name} on all {self.source.counted}, to compare on the test examples."
+                )
                 cli = train(result.recipe, result.source, None, f"solve/{self.name}/compared")
                 scores[result.recipe.name] = self.score_test(result, cli.model)
         return self.compare_scores(scores[with_pool.recipe.name], scores[reference.recipe.name])
@@ -269,5 +271,4 @@ class BoxSolver(MapSolver):
         return draws.compare(*(self._measure_test(one, draws.weights) for one in (ours, theirs)))
 
     def _measure_test(self, scores: MatchRecords, weights: np.ndarray) -> np.ndarray:
-        count, classes = len(scores.objects), range(self.source.data.num_classes)
-        return measure_folds(scores, np.zeros(count, dtype=np.int64), weights, classes).average()
+        return measure_precision(scores, weights, range(self.source.data.num_classes))

@@ -60,10 +60,10 @@ def format_verdict(
     sentences = [f"{which} {best}. A model chosen and trained this way {reach}."]
     sentences += [caveat] if caveat else []
     if source.unjudged:
-        sentences.append(
-            f"This figure does not cover {_name_classes(source.unjudged)}, of which a single label or group cannot be "
-            "held out: add labels."
-        )
+        alone = "of which a single label or group cannot be held out"
+        if source.data.has_boxes:
+            alone = f"which a single annotated {spec.noun} or group shows"
+        sentences.append(f"This figure does not cover {_name_classes(source.unjudged)}, {alone}: add {source.counted}.")
     if source.unlabeled_classes:
         sentences.append(
             f"The model never predicts {_name_classes(source.unlabeled_classes)}, for lack of labels: add some."
@@ -88,8 +88,7 @@ def format_verdict(
         }[comparison.verdict]
         sentences.append(f"{what}: {points} against {reference} ({interval}).")
         if comparison.verdict == "no evidence yet" and (needed := count_needed_labels(comparison)):
-            what = f"annotated {spec.plural}" if source.data.has_boxes else "labels"
-            sentences.append(f"About {needed:,} {what} would settle it if the difference stays.")
+            sentences.append(f"About {needed:,} {source.counted} would settle it if the difference stays.")
     sentences += [method] if method else []
     sentences += delivery.advice
     return sentences

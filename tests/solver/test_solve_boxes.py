@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sft_lightning import DetectionDataModule, FineTuneDetector, solve
 from sft_lightning.__main__ import main
-from sft_lightning.detection.fold_precision import match_examples, measure_folds
+from sft_lightning.detection.held_out_precision import match_examples, measure_precision, rank_scores
 from sft_lightning.runs.temperature import CrossFittedTemperature
 from sft_lightning.solver import box_trials, deliver, judged, labels, map_trials, recipes, speed
 from sft_lightning.solver.box_delivery import Pool, choose_next, judge_images, measure_doubt, write_pool
@@ -87,8 +87,7 @@ def add(trials: BoxTrials, is_found: Sequence[bool], uses_unlabeled: bool = Fals
     make = make_teacher if uses_unlabeled else make_detector
     recipe = make(RANDOM, "ssdlite", 90 + len(trials.results))
     found = detect(trials.source, is_found)
-    precision = trials.measure(found)
-    result = BoxResult(recipe, trials.source, trials.draws.estimate(precision.average()), found, precision)
+    result = trials.make_result(recipe, found)
     trials.results.append(result)
     return result
 
@@ -96,23 +95,15 @@ def add(trials: BoxTrials, is_found: Sequence[bool], uses_unlabeled: bool = Fals
 # --- what is judged, and the choice
 
 
-def test_a_recipe_is_scored_by_average_precision_within_folds(source: LabeledSource) -> None:
+def test_a_recipe_is_scored_by_the_average_precision_of_all_held_out_images(source: LabeledSource) -> None:
     trials = make_trials(source)
     every = add(trials, [True] * 20)
     assert every.estimate.mean == pytest.approx(1)
     assert 0.6 < every.estimate.low < 0.95  # twenty images that are right do not promise that all are
     half = add(trials, [i % 2 == 0 for i in range(20)])
     assert half.estimate.low < half.estimate.mean < half.estimate.high
-    by_class = np.zeros((2, 2))  # average precision and objects
-    for fold in range(source.num_folds):
-        chosen = np.flatnonzero(source.folds == fold)
-        true = [get_objects(source)[i] for i in chosen]
-        matched = match_examples(half.found[chosen], true, 2)
-        for kind in range(2):
-            one = measure_folds(matched, np.zeros(len(chosen), int), np.ones((1, len(chosen))), [kind])
-            count = sum(int((y[:, 0] == kind).sum()) for y in true)
-            by_class[kind] += [count * float(one.average()[0]), count]
-    assert half.estimate.mean == pytest.approx((by_class[:, 0] / by_class[:, 1]).mean())
+    matched = match_examples(half.found, get_objects(source), 2)
+    assert half.estimate.mean == pytest.approx(measure_precision(matched, np.ones((1, 20)), [0, 1])[0])
     assert trials.method.startswith("The intervals and the choice rest on 500 draws with replacement of the 20 annot")
 
 
@@ -122,7 +113,7 @@ def test_the_teacher_is_chosen_where_it_is_ahead_by_more_than_an_error(source: L
     add(trials, plain)
     add(trials, little, uses_unlabeled=True)
     assert trials.results[1].estimate.mean > trials.results[0].estimate.mean
-    lead = trials.results[1].precision.average() - trials.results[0].precision.average()
+    lead = trials.results[1].scores - trials.results[0].scores
     assert lead[0] < lead[1:].std() * trials.draws.factor**0.5
     assert trials.choose() == 0
     add(trials, clear, uses_unlabeled=True)
@@ -143,16 +134,19 @@ def test_of_labels_alone_the_best_is_chosen_and_of_equal_ones_the_first(source: 
 
 
 def test_each_fold_is_scored_by_the_recipe_that_the_others_choose(source: LabeledSource) -> None:
-    """The first recipe is right in fold 0 alone, the second in the others: by the others, fold 0 gets the second."""
-    trials = make_trials(source)
-    first, second = (add(trials, ((source.folds == 0) == is_first).tolist()) for is_first in (True, False))
-    assert trials.choose() == 1
-    expected = second.precision.average()
-    assert trials.score_choice([0, 1]) == pytest.approx(expected)
-    assert add(trials, [True] * 20).estimate.mean == pytest.approx(1)
+    """The second recipe is right in all folds but 0, so that without fold 0 it is as good as the third, and first."""
+    trials, first = make_trials(source), source.folds == 0
+    add(trials, first.tolist())
+    second, third = add(trials, (~first).tolist()), add(trials, [True] * 20)
+    assert third.estimate.mean == pytest.approx(1)
     assert trials.choose() == 2
-    assert trials.estimate_choice().mean == pytest.approx(expected[0])  # without fold 0, the second is as good
-    assert trials.score_choice([0]) == pytest.approx(first.precision.average())
+    assert trials.score_choice([0, 1]) == pytest.approx(second.scores)
+    found = third.found.clone()
+    found[first] = second.found[first]
+    made = trials.make_result(second.recipe, found).matched
+    expected = measure_precision(rank_scores(made, source.folds), trials.draws.weights, trials.classes)
+    assert trials.score_choice([0, 1, 2]) == pytest.approx(expected)
+    assert trials.estimate_choice().mean == pytest.approx(expected[0])
 
 
 def test_a_class_in_a_single_image_is_learned_and_not_judged(workdir: Path) -> None:
@@ -182,7 +176,9 @@ def test_images_that_show_nothing_are_judged(workdir: Path) -> None:
     assert "1 of them show none" in source.data.describe_labels()
     trials, found = make_trials(source), detect(source, [True] * 8)
     found[3, :4] = torch.tensor([1, 2, 2, 20, 20, 0.95])  # above all others
-    assert trials.measure(found).average()[0] < trials.measure(detect(source, [True] * 8)).average()[0]
+    recipe = make_detector(RANDOM, "ssdlite", 90)
+    ours, theirs = (trials.make_result(recipe, one) for one in (found, detect(source, [True] * 8)))
+    assert ours.estimate.mean < theirs.estimate.mean
 
 
 def test_another_box_is_another_source(place: Path, workdir: Path) -> None:
@@ -210,6 +206,9 @@ def test_more_minutes_buy_the_teacher_then_detectors_then_steps(source: LabeledS
     steps = [one["steps"] for one in found]
     assert steps[0] in box_trials.STEPS
     assert steps[2] < steps[3] < steps[4] == box_trials.STEPS[-1]
+    for minutes in range(2, 13):  # several are compared at a third of their steps, which must not be too few
+        few = plan_at(source, minutes)[1].settings
+        assert few["steps"] >= box_trials.STEPS[int(few["count"] > 1)]
     trials, _ = plan_at(source, 4)
     every = [(RANDOM, detector) for detector in DETECTORS]
     assert plan_at(source, trials._count_minutes(every) + 1)[1].settings["count"] == 2
@@ -261,6 +260,13 @@ def test_the_threshold_and_images_to_check_follow_from_held_out_detections(sourc
     assert delivery.doubts == ["F1 0.00 when held out"] * 2
     assert [shown.count("<img") for shown in delivery.doubtful_shown] == [2, 2]
     assert "Check the boxes of 2 annotated image(s)" in delivery.advice[0]
+
+
+def test_annotations_are_not_doubted_where_little_is_found(source: LabeledSource) -> None:
+    trials, delivery = make_trials(source), make_delivery()
+    judge_images(add(trials, [i < 5 for i in range(20)]), trials.judged, delivery)
+    assert not delivery.doubtful
+    assert not delivery.advice
 
 
 def test_doubt_is_largest_at_the_score_that_decides() -> None:

@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sft_lightning.detection.fold_precision import match_examples, measure_folds
+from sft_lightning.detection.bootstrap import MatchRecords
+from sft_lightning.detection.held_out_precision import (
+    join_folds,
+    match_examples,
+    measure_precision,
+    rank_scores,
+)
 from sft_lightning.detection.metrics import measure
 
 CLASSES = 3
@@ -50,7 +56,9 @@ def measure_by_coco(found: Tensor, true: list[Tensor], chosen: list[int]) -> flo
 def test_one_fold_is_measured_as_coco_does(seed: int) -> None:
     found, true = draw_examples(seed, 12)
     matched = match_examples(found, true, CLASSES)
-    (value,) = measure_folds(matched, np.zeros(12, int), np.ones((1, 12)), range(CLASSES)).average()
+    (value,) = measure_precision(matched, np.ones((1, 12)), range(CLASSES))
+    ranked = rank_scores(matched, np.zeros(12, int))
+    assert value == measure_precision(ranked, np.ones((1, 12)), range(CLASSES))
     assert 0.1 < value < 0.9
     assert value == pytest.approx(measure_by_coco(found, true, [*range(12)]), abs=1e-6)
 
@@ -60,7 +68,7 @@ def test_a_weight_counts_as_copies_of_an_example() -> None:
     found[:, :, 5] += torch.arange(120).view(10, 12) * 1e-4  # no equal scores, between which their order decides
     drawn = np.random.default_rng(0).multinomial(10, [0.1] * 10, 3)
     matched = match_examples(found, true, CLASSES)
-    values = measure_folds(matched, np.zeros(10, int), drawn, range(CLASSES)).average()
+    values = measure_precision(matched, drawn, range(CLASSES))
     for value, counts in zip(values, drawn, strict=True):
         copies = [i for i, count in enumerate(counts.tolist()) for _ in range(count)]
         assert value == pytest.approx(measure_by_coco(found, true, copies), abs=1e-6)
@@ -70,40 +78,59 @@ def test_a_weight_counts_as_copies_of_an_example() -> None:
 def test_scores_of_two_folds_are_not_compared_with_each_other() -> None:
     """Detectors of two folds that rank the same, one with scores ten times as high: pooled, they would look worse."""
     found, true = draw_examples(3, 8, crowds=False)
-    twice = torch.cat([found, found])
-    folds = np.repeat([0, 1], 8)
-    single = measure_folds(match_examples(found, true, CLASSES), folds[:8], np.ones((1, 8)), range(CLASSES))
+    twice, folds, once = torch.cat([found, found]), np.repeat([0, 1], 8), np.ones((1, 16))
+    alike = rank_scores(match_examples(twice, [*true, *true], CLASSES), folds)
+    expected = measure_precision(alike, once, range(CLASSES))
+    assert expected == pytest.approx(
+        measure_precision(match_examples(found, true, CLASSES), once[:, :8], range(CLASSES))
+    )
     twice[8:, :, 5] *= 10.0
     matched = match_examples(twice, [*true, *true], CLASSES)
-    both = measure_folds(matched, folds, np.ones((1, 16)), range(CLASSES))
-    assert both.average() == pytest.approx(single.average())
-    pooled = measure_folds(matched, np.zeros(16, int), np.ones((1, 16)), range(CLASSES))
-    assert pooled.average()[0] != pytest.approx(single.average()[0], abs=1e-3)
-    assert both.average([1]) == pytest.approx(single.average())
+    assert measure_precision(rank_scores(matched, folds), once, range(CLASSES)) == pytest.approx(expected)
+    assert measure_precision(matched, once, range(CLASSES))[0] < expected[0] - 1e-3
 
 
-def test_folds_count_by_their_objects_and_classes_alike() -> None:
-    """Class 0: found in fold 0 (one object), missed in fold 1 (three). Class 1: found; class 2 has no object."""
+def test_a_rank_counts_for_each_example_of_its_fold() -> None:
+    every = np.ones((4, 10), bool)
+    scores, objects = np.array([0.9, 0.3, 0.2, 0.1]), np.ones((3, 1), int)
+    matched = MatchRecords(np.array([1, 0, 2, 2]), np.zeros(4, int), scores, every, ~every, objects)
+    ranked = rank_scores(matched, np.array([0, 0, 1]))
+    assert ranked.score.tolist() == [-0.25, -0.5, -0.75, -1.5]
+    assert ranked.example.tolist() == [1, 2, 0, 2]
+
+
+def test_each_fold_has_the_detections_of_its_detector() -> None:
+    found, true = draw_examples(5, 9)
+    other, folds = torch.full_like(found, -1.0), np.arange(9) % 3
+    ours, nothing = (match_examples(one, true, CLASSES) for one in (found, other))
+    expected = found.clone()
+    expected[folds == 1] = -1
+    joined = join_folds([ours, nothing, ours], folds)
+    for one, wanted in zip(joined, match_examples(expected, true, CLASSES), strict=True):
+        assert (one == wanted).all()
+
+
+def test_classes_count_alike_where_a_draw_has_an_object_of_them() -> None:
+    """Class 0: one of three objects is found; class 1: its only one; class 2 has no object."""
     true = [
         torch.tensor([[0, 0, 0, 10, 10, 0.0]]),
         torch.tensor([[0, 0, 0, 9, 9, 0.0], [0, 20, 20, 29, 29, 0.0]]),
-        torch.tensor([[0, 0, 0, 9, 9, 0.0], [1, 20, 20, 30, 30, 0.0]]),
+        torch.tensor([[1, 20, 20, 30, 30, 0.0]]),
     ]
     found = torch.full((3, 2, 6), -1.0)
     found[0, 0] = torch.tensor([0, 0, 0, 10, 10, 0.9])
     found[2, 0] = torch.tensor([1, 20, 20, 30, 30, 0.9])
     matched = match_examples(found, true, CLASSES)
-    measured = measure_folds(matched, np.array([0, 1, 1]), np.ones((1, 3)), range(CLASSES))
-    assert measured.average() == pytest.approx([(1 / 4 + 1) / 2])
-    assert measure_folds(matched, np.array([0, 1, 1]), np.ones((1, 3)), [0]).average() == pytest.approx([1 / 4])
-    assert measured.average([0]) == pytest.approx([1.0])
-    left_out = measure_folds(matched, np.array([0, -1, 0]), np.ones((1, 3)), [0])
-    assert left_out.average() == pytest.approx([51 / 101])  # half of the recall at a precision of 1
+    third = 34 / 101  # of the recalls, at a precision of 1
+    draws = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]])
+    expected = [(third + 1) / 2, third, 1, 0, 0]
+    assert measure_precision(matched, draws, range(CLASSES)) == pytest.approx(expected)
+    assert measure_precision(matched, draws[:1], [0]) == pytest.approx([third])
 
 
 def test_without_a_detection_or_an_object_it_is_zero() -> None:
     found, true = draw_examples(1, 4)
     nothing = match_examples(torch.full((4, 0, 6), -1.0), true, CLASSES)
-    assert measure_folds(nothing, np.zeros(4, int), np.ones((2, 4)), range(CLASSES)).average().tolist() == [0, 0]
+    assert measure_precision(nothing, np.ones((2, 4)), range(CLASSES)).tolist() == [0, 0]
     empty = match_examples(found, [one[:0] for one in true], CLASSES)
-    assert measure_folds(empty, np.zeros(4, int), np.ones((1, 4)), range(CLASSES)).average().tolist() == [0]
+    assert measure_precision(empty, np.ones((1, 4)), range(CLASSES)).tolist() == [0]
