@@ -12,7 +12,7 @@ import torch
 
 from sft_lightning.data.bad_examples import format_path, show_path
 from sft_lightning.data.class_names import sort_classes
-from sft_lightning.data.file_groups import group_files
+from sft_lightning.data.file_groups import GROUPS, group_files
 from sft_lightning.data.frames import describe_frames, list_frames
 from sft_lightning.data.issues import UNTRAINED, Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names
@@ -67,6 +67,8 @@ class ClassFolders(Source):
         self._entries: dict[Path, Entries] = {}
         findings: list[Finding] = []
         folders, loose, passed = self._list_entries(path)
+        if (path / GROUPS).is_file():  # which is read
+            passed.kinds[Path(GROUPS).suffix] -= 1
         self._ignored.merge(passed)
         self._splits = self._find_splits(folders, findings)
         self._train = self._splits.setdefault("train", path)

@@ -398,7 +398,7 @@ def test_a_table_beside_a_folder_names_groups(tmp_path: Path, form: str) -> None
         source = open_box_source(str(tmp_path / "out")).load()["train"]
         assert sum(group.startswith("camera") for group in source.groups or ()) == 7
     for line, sentence in (
-        ("gone.png,x", "line 9: the source has no image 'gone.png'"),
+        ("gone.png,x", "line 9: the source has no file 'gone.png'"),
         (rows[0].strip(), r"line 9: .* is on line 2, too: remove one of them"),
         (f"{names[-1]},Camera 1", "which look alike"),
     ):

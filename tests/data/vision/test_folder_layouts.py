@@ -5,8 +5,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from sft_lightning import ImageDataModule
 from sft_lightning.data.split_names import UNCLEAR, find_split, mentions_split
 from sft_lightning.data.vision.sources import open_source, open_unlabeled
 from sft_lightning.utils.errors import InputError
@@ -236,3 +239,26 @@ def test_folder_names_are_compared_as_listed(tmp_path: Path, monkeypatch: pytest
     real: Callable[[Path], bool] = Path.is_dir
     monkeypatch.setattr(Path, "is_dir", lambda p: real(p) or (p.name == "train" and real(p.with_name("Train"))))
     assert open_source(str(path)).load()["train"].ids[0] == "Train/a/0.png"
+
+
+def test_a_table_of_groups_beside_class_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{('cat', 'dog', 'unlabeled')[k % 3]}/{k}.png" for k in range(24)]
+    for k, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 9 * k, np.uint8)).save(tmp_path / name)
+    lines = [f"{name},animal {k // 6}\n" for k, name in enumerate(names)]
+    (tmp_path / "groups.csv").write_text("path,group\n" + "".join(lines))
+    data = ImageDataModule(str(tmp_path), image_size=8, val_size=4, test_size=4, num_workers=0)
+    data.setup("fit")
+    where: dict[str, set[bool]] = {}
+    for split, one in data.splits.items():
+        assert one.part.groups is not None
+        for i in one.indices:
+            where.setdefault(one.part.groups[i], set()).add(split in ("val", "test"))
+    assert {*where} == {f"animal {k}" for k in range(4)}
+    assert all(len(one) == 1 for one in where.values())
+    assert {True} in where.values()
+    assert "ignored" not in caplog.text
+    (tmp_path / "groups.csv").write_text("path,group\ncat/0.pgn,a\n")
+    with pytest.raises(InputError, match=r"groups.csv', line 2: the source has no file 'cat/0.pgn'.*did you mean"):
+        ImageDataModule(str(tmp_path), image_size=8, num_workers=0).setup("fit")
