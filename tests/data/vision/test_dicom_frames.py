@@ -153,7 +153,7 @@ def test_a_folder_lists_frames_and_keeps_files_in_one_split(tmp_path: Path, capl
     starts = [100 * (int(name.split("#")[1]) - 1) + int(re.findall(r"p(\d+)", name)[0]) for name in names]
     low, high = data.geometry.ranges.integers or (0, 0)
     expected = [np.clip((ramp(start) - low) / (high - low), 0, 1) for start in starts]
-    assert data.inputs_of("labeled", range(len(one))).numpy()[:, 0] == pytest.approx(np.array(expected), abs=0.003)
+    assert data.inputs_of("labeled", [*range(len(one))]).numpy()[:, 0] == pytest.approx(np.array(expected), abs=0.003)
     assert not [row for check in ImageChecks(data).find_strays([]) for row in check.rows]
 
 
