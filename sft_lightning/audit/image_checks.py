@@ -14,12 +14,13 @@ from sft_lightning.audit.findings import CheckResult, CheckRow
 from sft_lightning.audit.modality_checks import ModalityChecks, Places
 from sft_lightning.data.bad_examples import UNREADABLE, show_path
 from sft_lightning.data.copies import Copies
-from sft_lightning.data.frames import split_name, split_path
+from sft_lightning.data.frames import name_frames, split_name, split_path
 from sft_lightning.data.issues import Fault, FindingKind
 from sft_lightning.data.source import relative
 from sft_lightning.data.split_stats import Pair
 from sft_lightning.data.vision.copies import find_copies
 from sft_lightning.data.vision.datamodule import ImageDataModule
+from sft_lightning.data.vision.dicom_header import count_frames
 from sft_lightning.data.vision.file_kinds import is_named_image, is_system_folder
 from sft_lightning.data.vision.folder_source import FolderSource
 from sft_lightning.data.vision.image_files import LONG, open_image_file
@@ -197,7 +198,7 @@ def find_strays(folder: Path, taken: set[Path]) -> list[CheckResult]:
 
 def _read_format(path: Path) -> str | None:
     try:
-        with open_image_file(path) as file:
+        with open_image_file(name_frames(str(path), count_frames(path))[0]) as file:
             return file.format
     except UNREADABLE:
         return None

@@ -176,6 +176,17 @@ class Encoder(nn.Module, ABC):
         """
         raise InputError(f"backbone {self.name!r} gives no maps, of which places are compared: choose another one")
 
+    def forward_pooled(self, x: Inputs) -> tuple[Tensor, Tensor]:
+        """Compute features, (B, F), and the last map, (B, C, h, w), which is pooled into them.
+
+        Args:
+            x: Inputs as the modality's views give them, (B, ...) each.
+
+        Raises:
+            InputError: The encoder pools no map.
+        """
+        raise InputError(f"backbone {self.name!r} pools no map, of which places are compared: choose another one")
+
     def find_perturbation_shape(self, x: Inputs) -> torch.Size:
         """Return the shape of a small change of inputs: by default theirs, (B, ...), if they are measured numbers.
 

@@ -1,9 +1,9 @@
 """Self-supervised pre-training: an encoder that gives random views of an example similar features, without labels.
 
 theta* = argmin L(p(f(v_1(x))), p(f(v_2(x)))), v_1 and v_2 random views, p a projector that is discarded afterward. What
-keeps the features from collapsing to a point is the objective's business: negatives (SimCLR, MoCo v3), statistics
-(VICReg, Barlow Twins, LeJEPA), a predictor (BYOL, SimSiam), or balanced prototypes (DINO, SwAV). A masked autoencoder
-(MAE) predicts hidden patches of a single view instead.
+keeps the features from collapsing to a point is the objective's business: negatives (SimCLR, MoCo v3, DenseCL),
+statistics (VICReg, Barlow Twins, LeJEPA), a predictor (BYOL, SimSiam), or balanced prototypes (DINO, SwAV). A masked
+autoencoder (MAE) predicts hidden patches of a single view instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ class SelfSupervisedModule(EncoderPretraining):
 
         Args:
             objective: L: `SimCLR`, `VICReg`, `BarlowTwins`, `BYOL`, `MoCoV3`, `SimSiam`, `LeJEPA`, `DINO`, `SwAV`,
-                `MAE` or a class of your own.
+                `DenseCL`, `MAE` or a class of your own.
             backbone: `mlp`, `conv`, `resnet8`, `wrn_28_2`, a torchvision or timm name, or the class path of an
                 `Encoder`; `resnet8:flatten` keeps all cells of the last map.
             input_spec: Specification of the inputs: `input_spec` of the data, or (C, H, W) of images, by default
@@ -95,6 +95,9 @@ class SelfSupervisedModule(EncoderPretraining):
         super().__init__(optimizer, lr_scheduler, regularizer, on_nonfinite, nonfinite_limit)
         if not isinstance(objective, Objective):
             raise InputError(f"objective is {objective!r:.60}: give an object such as SimCLR() (in YAML, a class_path)")
+        if compile and not objective.takes_compiled:
+            name = type(objective).__name__
+            raise InputError(f"compile is {compile!r}, and {name} reads maps inside of the backbone: set it to false")
         check_min(1, neighbors=neighbors, remembered=remembered)
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "regularizer", "objective"])
         spec = resolve_input_spec(input_spec, None, (3, 224, 224))

@@ -9,11 +9,10 @@ that of Nadeau & Bengio 2003, "Inference for the Generalization Error", and acco
 Its lower limit is for 10 folds and more, where it alone would cover too little. They apply it to the variance over the
 R K folds, which covers too little where folds have few examples and most are right.
 
-**Scores between 0 and 1**, such as the F1 of an example or the mean intersection over union of a mask, vary less than
-right and wrong answers of the same mean m, whose variance m (1 - m) is the largest that such scores can have. The share
-of it that they have divides the number of examples above by itself. It is 1 where answers are right or wrong. It is
-estimated with half an example of 0 and half of 1 besides: of scores that are nearly all 1, few examples show no spread
-at all, and an interval from their variance alone (Student's) covers as little as 40 to 65 % with 10 to 20 examples.
+**Scores between 0 and 1**, such as the F1 of an example or the IoU of a mask, vary less than right and wrong answers of
+the same mean m, whose variance is m (1 - m). The number of examples is divided by the share of it that they have, which
+is estimated with half an example of 0 and half of 1 besides: of scores that are nearly all 1, few examples show no
+spread, and Student's interval from their variance alone covers as little as 40 to 65 % with 10 to 20 examples.
 
 **Paired comparison.** The same factor on the variance of the differences of each example, with one further example each
 way (Bonett & Price 2012, "Adjusted Wald Confidence Interval for a Difference of Binomial Proportions Based on Paired
@@ -66,12 +65,9 @@ Array = NDArray[Any]
 
 
 def estimate_accuracy(
-    correct: Array,
-    fold: Array,
-    groups: Sequence[str] | None = None,
-    weights: Array | None = None,
+    correct: Array, fold: Array, groups: Sequence[str] | None = None, weights: Array | None = None,
     squares: Array | None = None,
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     """Estimate the accuracy of a recipe trained on all labels, or its mean score.
 
     Args:
@@ -88,9 +84,8 @@ def estimate_accuracy(
     """
     mean_correct, unit, w = _average(correct, fold, groups, weights)
     mean_square = _average(correct**2 if squares is None else squares, fold, groups, weights)[0]
-    mean = float((w * mean_correct).sum() / w.sum())
-    size = float(w.sum()) / (overlap_factor(fold) * _design_effect(mean_correct, unit, w))
-    size /= _share_of_spread(mean_correct, mean_square, w)
+    mean, share = float((w * mean_correct).sum() / w.sum()), _share_of_spread(mean_correct, mean_square, w)
+    size = float(w.sum()) / (overlap_factor(fold) * _design_effect(mean_correct, unit, w) * share)
     return estimate_share(mean, size, _degrees_of_freedom(unit, w))
 
 

@@ -327,7 +327,7 @@ def train_self_supervised(name: str, devices: int) -> dict[str, Any]:
     """Train 8 steps; the batch of all processes together has 16 images."""
     torch.manual_seed(0)
     objective = HiddenByContent() if name == "MAE" else getattr(pretraining, name)(**SMALL[name])
-    backbone = "resnet8" if name == "MAE" else "mlp"
+    backbone = "resnet8" if name in ("DenseCL", "MAE") else "mlp"
     model = SelfSupervisedModule(objective, backbone, SHAPE, num_classes=10, optimizer=_sgd).double()
     # Gray images have no color to lose.
     unchanged: dict[str, Any] = {"crop_scale": [1.0, 1.0], "flip": False, "jitter": 0.0, "blur": 0.0}

@@ -160,7 +160,7 @@ def test_two_settings_make_the_views_asymmetric() -> None:
     assert torch.equal(solarized, torch.where(unchanged < 0.5, unchanged, 1 - unchanged))
 
 
-@pytest.mark.parametrize("name", ["BYOL", "DINO", "LeJEPA", "SwAV"])
+@pytest.mark.parametrize("name", ["BYOL", "DINO", "DenseCL", "LeJEPA", "SwAV"])
 def test_a_resumed_training_is_that_of_a_whole_one(name: str, tmp_path: Path) -> None:
     class Save(Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
@@ -168,7 +168,7 @@ def test_a_resumed_training_is_that_of_a_whole_one(name: str, tmp_path: Path) ->
                 trainer.save_checkpoint(tmp_path / "5.ckpt")
 
     settings: dict[str, Any] = {"max_epochs": 4, "limit_val_batches": 0}
-    whole, resumed = module(name), module(name)
+    whole, resumed = (module(name, "resnet8" if name == "DenseCL" else "mlp") for _ in range(2))
     trainer([Save()], **settings).fit(whole, data(steps_per_epoch=3))
     run = trainer(**settings)
     run.fit(resumed, data(steps_per_epoch=3), ckpt_path=str(tmp_path / "5.ckpt"), weights_only=True)

@@ -6,6 +6,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from sft_lightning.study.fold_results import FoldResults
+from sft_lightning.study.folds import Draw
 from sft_lightning.study.judge import (
     Comparison,
     choose,
@@ -377,6 +379,19 @@ def test_answers_that_repeats_average_stay_right_or_wrong() -> None:
     by_means = estimate_accuracy(correct.mean(0)[None], fold[:1], squares=(correct**2).mean(0)[None])
     assert (by_means.low, by_means.high) == pytest.approx((low, low + 2 * reach))
     assert estimate_accuracy(correct.mean(0)[None], fold[:1]).high < by_means.high - 0.05
+
+
+@pytest.mark.parametrize("scores", [(0.0, 1.0), (0.4, 0.8)])
+def test_means_over_the_seeds_of_a_study_have_the_interval_of_their_scores(scores: tuple[float, float]) -> None:
+    ids, fold = [str(i) for i in range(20)], folds_of(20)
+    draws = {(20, seed): Draw(ids, fold[0], None, [], []) for seed in range(2)}
+    chosen = np.random.default_rng(0).integers(0, 2, (2, 20))
+    by_seed = {
+        ("m", 20, seed): {name: scores[k] for name, k in zip(ids, chosen[seed], strict=True)} for seed in range(2)
+    }
+    found = FoldResults(draws, by_seed).estimate_all()["m", 20]
+    expected = estimate_accuracy(np.array(scores)[chosen], np.tile(fold, (2, 1)))
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
 
 
 def test_equal_scores_do_not_give_certainty() -> None:

@@ -9,6 +9,7 @@ from sft_lightning.losses.pretraining.base import (
     ViewObjective as ViewObjective,
 )
 from sft_lightning.losses.pretraining.byol import BYOL
+from sft_lightning.losses.pretraining.dense_cl import DenseCL
 from sft_lightning.losses.pretraining.dino import DINO
 from sft_lightning.losses.pretraining.lejepa import LeJEPA
 from sft_lightning.losses.pretraining.mae import MAE
@@ -19,4 +20,4 @@ from sft_lightning.losses.pretraining.simsiam import SimSiam
 from sft_lightning.losses.pretraining.swav import SwAV
 from sft_lightning.losses.pretraining.vicreg import VICReg
 
-__all__ = ["BYOL", "DINO", "MAE", "BarlowTwins", "LeJEPA", "MoCoV3", "SimCLR", "SimSiam", "SwAV", "VICReg"]
+__all__ = ["BYOL", "DINO", "MAE", "BarlowTwins", "DenseCL", "LeJEPA", "MoCoV3", "SimCLR", "SimSiam", "SwAV", "VICReg"]

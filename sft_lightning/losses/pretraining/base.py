@@ -75,8 +75,10 @@ class Objective(nn.Module, ABC):
         num_local_views: Number of further, smaller views (multi-crop).
         needs_momentum: Whether the targets come from a momentum network: a moving average of encoder and projector.
         decay: Share of the momentum network that its first update keeps; it rises to 1 at the end of training.
+        takes_compiled: Whether the encoder may be compiled, which hides what happens inside of it.
     """
 
+    takes_compiled: ClassVar[bool] = True
     num_views: int = 2
     num_local_views: int = 0
     needs_momentum: ClassVar[bool] = False

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from sft_lightning.networks.encoder import Encoder, MaskedDecoder
 from sft_lightning.networks.heads import extract_linear_head
+from sft_lightning.networks.modes import eval_mode
 from sft_lightning.networks.resampling import Filter
 from sft_lightning.networks.vision.autoencoders import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from sft_lightning.networks.vision.corruption import add_noise, hide_patches
 from sft_lightning.networks.vision.masking import MapDecoder, TokenDecoder, find_tokens
 from sft_lightning.networks.vision.normalization import Stats
 from sft_lightning.networks.vision.pixels import Pixels
-from sft_lightning.networks.vision.pooling import find_pool, replace_pool, split_pool
+from sft_lightning.networks.vision.pooling import find_pool, keep_pooled, replace_pool, split_pool
 from sft_lightning.networks.vision.pretrained import build_library_net, infer_normalization, interpolate_positions
 from sft_lightning.networks.vision.pyramid import (
     STRIDE,
@@ -181,6 +182,10 @@ class Backbone(Encoder):
         """Compute the chosen maps of pixels in [0, 1], (B, C, H, W)."""
         return collect_maps(self.net, self.levels, self._normalize(x))
 
+    def forward_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute features and the last map of pixels in [0, 1], (B, C, H, W)."""
+        return keep_pooled(self, self.net, x) or super().forward_pooled(x)
+
     def add_decoder(self, tensors: Mapping[str, Tensor]) -> None:
         """Make the features a map, (B, F, H / 4, W / 4), by a feature pyramid; that of the weights if it fits.
 
@@ -226,8 +231,7 @@ class Backbone(Encoder):
         if isinstance(self.net, Pixels) and takes_colors:
             return [Level("", self._channels, stride) for stride in _COLOR_STRIDES]
         levels = find_levels(self.net, self.name, shape)
-        unused = remove_unused(self.net, levels, torch.zeros(1, *shape, dtype=self.mean.dtype, device=self.device))
-        if unused:
+        if unused := remove_unused(self.net, levels, torch.zeros(1, *shape, dtype=self.mean.dtype, device=self.device)):
             _log.info("Without %s of the backbone, on which no map depends.", ", ".join(unused))
         return levels
 
@@ -259,15 +263,12 @@ class Backbone(Encoder):
         if interpolate_positions(self.net):
             return
         channels, *sides = self.image_shape
-        modes = {module: module.training for module in self.modules()}
         try:
-            with torch.no_grad():
-                smaller = self.eval()(torch.zeros(1, channels, *((side + 1) // 2 for side in sides)))
+            with eval_mode(self), torch.no_grad():
+                smaller = self(torch.zeros(1, channels, *((side + 1) // 2 for side in sides)))
             fits = smaller.shape[1:] == (self.num_features,)
         except (AssertionError, RuntimeError, ValueError):
             fits = False
-        for module, mode in modes.items():
-            module.training = mode
         if not fits:
             raise InputError(
                 f"backbone {self.name!r} takes images of one size only, and local crops are smaller: set local_crops "

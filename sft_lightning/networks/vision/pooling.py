@@ -93,6 +93,26 @@ def find_pool(net: nn.Module) -> nn.Module | None:
     return replaced if place is None else getattr(place[0], place[1])
 
 
+def keep_pooled(encoder: nn.Module, net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the outputs of an encoder, and the map that its network pools on the way; None if it pools no map.
+
+    Args:
+        encoder: Encoder that calls the network.
+        net: Network from images to features.
+        x: Inputs of the encoder.
+    """
+    pool = find_pool(net)
+    if pool is None or getattr(pool, "input_fmt", "NCHW") != "NCHW":
+        return None
+    kept: list[Tensor] = []
+    handle = pool.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    try:
+        outputs: Tensor = encoder(x)
+    finally:
+        handle.remove()
+    return (outputs, kept[0]) if kept[0].ndim == 4 else None
+
+
 def _find_average(net: nn.Module) -> tuple[nn.Module, str, bool] | None:
     """Find the pooling near the top of a network, and whether it also flattens; pooling in blocks lies deeper."""
     found = None

@@ -152,6 +152,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "BYOL": {"hidden": 16, "projection": 6, "decay": 0.8},
     "BarlowTwins": {"hidden": 16, "projection": 6, "redundancy": 0.05},
     "DINO": {"hidden": 16, "projection": 6, "prototypes": 7, "decay": 0.8, "local_crops": 0, "warmup_epochs": 2},
+    "DenseCL": {"hidden": 16, "projection": 6, "decay": 0.8, "queue": 40},
     "LeJEPA": {"hidden": 16, "projection": 6, "directions": 8, "regularization": 0.1},
     "MoCoV3": {"hidden": 16, "projection": 6, "decay": 0.8},
     "SimCLR": {"hidden": 16, "projection": 6, "temperature": 0.5},

@@ -33,7 +33,8 @@ def views(count: int = 12, seed: int = 0) -> list[Tensor]:
 
 
 def test_every_objective_has_a_reference() -> None:
-    assert set(REFERENCES) == set(SMALL) == set(pretraining.__all__) - {"MAE"}  # which has tests of its own
+    dense = {"DenseCL"}  # which has tests of its own, as MAE has
+    assert set(REFERENCES) == set(SMALL) - dense == set(pretraining.__all__) - dense - {"MAE"}
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCES))
@@ -224,6 +225,8 @@ def test_projector_of_one_layer() -> None:
         ("SwAV", {"prototypes": 1}, "prototypes is 1: give a number of at least 2"),
         ("SwAV", {"epsilon": 0}, "epsilon is 0"),
         ("LeJEPA", {"num_views": 1}, "num_views is 1: give a number of at least 2"),
+        ("DenseCL", {"dense": 2}, "dense is 2: give a share from 0 to 1"),
+        ("DenseCL", {"queue": 0}, "queue is 0: give a number of at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, setting: dict[str, Any], words: str) -> None:
