@@ -91,10 +91,8 @@ def test_scores_of_two_folds_are_not_compared_with_each_other() -> None:
 
 
 def test_a_rank_counts_for_each_example_of_its_fold() -> None:
-    matched = MatchedExamples(
-        np.array([0, 1, 2, 2]), np.zeros(4, int), np.array([0.3, 0.9, 0.2, 0.1]), *[np.ones((10, 4), bool)] * 2,
-        np.ones((3, 1), int),
-    )  # fmt: skip
+    scores, every = np.array([0.3, 0.9, 0.2, 0.1]), np.ones((10, 4), bool)
+    matched = MatchedExamples(np.array([0, 1, 2, 2]), np.zeros(4, int), scores, every, every, np.ones((3, 1), int))
     assert rank_scores(matched, np.array([0, 0, 1])).score.tolist() == [-0.75, -0.25, -0.5, -1.5]
 
 

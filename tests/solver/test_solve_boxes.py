@@ -265,7 +265,8 @@ def test_the_threshold_and_images_to_check_follow_from_held_out_detections(sourc
 def test_annotations_are_not_doubted_where_little_is_found(source: LabeledSource) -> None:
     trials, delivery = make_trials(source), make_delivery()
     judge_images(add(trials, [i < 5 for i in range(20)]), trials.judged, delivery)
-    assert delivery.doubtful == delivery.advice == []
+    assert not delivery.doubtful
+    assert not delivery.advice
 
 
 def test_doubt_is_largest_at_the_score_that_decides() -> None:
