@@ -52,7 +52,7 @@ def open_source(name: str) -> LabeledSource:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("boxes")
-    write_boxes_folder(folder / "d", {"train": 20}, unlabeled=6)
+    write_boxes_folder(folder / "d", {"train": 20}, unlabeled=12)
     return folder
 
 
@@ -319,7 +319,7 @@ def _renumber(content: dict[str, Any]) -> None:
 def test_images_to_annotate_next_are_doubtful_ones_with_their_boxes(
     source: LabeledSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sft_lightning.solver.box_delivery.NEXT", 3)
+    monkeypatch.setattr("sft_lightning.solver.box_delivery.NEXT", 1)
     data, delivery = source.data, make_delivery()
     assert isinstance(data, DetectionDataModule)
     model = FineTuneDetector("resnet8", 2, (3, 64, 64), detector="ssdlite").eval()
@@ -331,14 +331,16 @@ def test_images_to_annotate_next_are_doubtful_ones_with_their_boxes(
             assert torch.equal(found[i, : len(scores), 5], scores)
             assert torch.equal(found[i, : len(scores), 1:5], boxes)
     delivery.score_threshold = 0.5
-    doubt = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.7, 0.3], dtype=torch.float64)
-    pool = Pool(found, doubt, torch.eye(6))
-    monkeypatch.setattr("sft_lightning.solver.box_delivery._compute_features", lambda *given: torch.ones(2, 6))
+    doubt, features = torch.linspace(0.1, 0.9, 12, dtype=torch.float64), torch.ones(12, 2)
+    features[0, 0], features[7, 0] = -1, 0  # the one most unlike the annotated ones is hardly doubtful
+    pool = Pool(found, doubt, features)
+    monkeypatch.setattr("sft_lightning.solver.box_delivery._compute_features", lambda *given: torch.ones(2, 2))
     choose_next(pool, model, data, delivery, tmp_path)
     rows = read_rows(tmp_path / "label_next.csv")
-    assert len(rows) == 3 == len(delivery.next_shown)
+    assert delivery.next_labels == [7]
+    assert len(rows) == 1 == len(delivery.next_shown)
     assert [row["doubt"] for row in rows] == [f"{doubt[i]:.6f}" for i in delivery.next_labels]
-    assert "Annotate the 3 images of label_next.csv first" in delivery.advice[0]
+    assert "Annotate the 1 images of label_next.csv first" in delivery.advice[0]
 
 
 # --- refusals
