@@ -154,7 +154,11 @@ def test_a_folder_lists_frames_and_keeps_files_in_one_split(tmp_path: Path, capl
     low, high = data.geometry.ranges.integers or (0, 0)
     expected = [np.clip((ramp(start) - low) / (high - low), 0, 1) for start in starts]
     assert data.inputs_of("labeled", [*range(len(one))]).numpy()[:, 0] == pytest.approx(np.array(expected), abs=0.003)
-    assert not [row for check in ImageChecks(data).find_strays([]) for row in check.rows]
+    checks = ImageChecks(data)
+    assert not [row for check in checks.find_strays([]) for row in check.rows]
+    odd = {check.kind: check.rows for check in checks.find_odd([checks.measure("labeled")])}
+    assert not odd["file_format"]
+    assert not odd["extra_frames"]
 
 
 @pytest.mark.parametrize("patient", ["", "anna"])
