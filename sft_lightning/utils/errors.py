@@ -1,6 +1,7 @@
 """The exception for wrong input, whose message says what to do about it, and checks that raise it."""
 
 import difflib
+import math
 from collections.abc import Sequence
 
 
@@ -48,10 +49,10 @@ def check_min(least: float, **settings: float | None) -> None:
         settings: Values by name; None for a value that is not given.
 
     Raises:
-        InputError: A value is smaller, or not a number.
+        InputError: A value is smaller, infinite, or not a number.
     """
     for name, value in settings.items():
-        if value is not None and not value >= least:
+        if value is not None and not least <= value < math.inf:
             raise InputError(f"{name} is {value}: give a number of at least {least}")
 
 
@@ -62,10 +63,10 @@ def check_positive(**settings: float | None) -> None:
         settings: Values by name; None for a value that is not given.
 
     Raises:
-        InputError: A value is not positive.
+        InputError: A value is not positive, or infinite.
     """
     for name, value in settings.items():
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise InputError(f"{name} is {value}: give a number above 0")
 
 

@@ -26,6 +26,7 @@ from sft_lightning.utils.inputs import Inputs, InputSpec
 _WEAK = AudioView(gain=6.0, noise=0.05, shift=0.1)
 _STRONG = AudioView(gain=6.0, noise=0.3, shift=0.2, time_masks=2, frequency_masks=2)
 _RATE, _LONGEST = 16_000, 5.0  # what suggested settings do not exceed, in Hz and seconds
+_MOST_SAMPLES = 2**28  # of a window, 1 GiB
 _PLAYED = 3.0  # seconds of a recording that a page plays, of some 80 kB
 
 
@@ -323,8 +324,11 @@ def make_sound(rate: int, seconds: float, mels: int, frame_ms: float, hop_ms: fl
         hop_ms: Time in ms from one frame to the next.
 
     Raises:
-        InputError: A frame is too short, longer than a window, or has fewer frequencies than there are bands.
+        InputError: A window is too long, or a frame is too short, longer than a window, or has fewer frequencies than
+            there are bands.
     """
+    if seconds * rate >= _MOST_SAMPLES:
+        raise InputError(f"seconds is {seconds:g}, which is {seconds * rate:.0f} samples of {rate:,} Hz: give less")
     samples, fft, hop = round(seconds * rate), round(frame_ms * rate / 1000), round(hop_ms * rate / 1000)
     if mels and (fft < 4 or hop < 1):
         raise InputError(f"frame_ms is {frame_ms:g} and hop_ms {hop_ms:g}: give at least 4 samples of {rate} Hz, and 1")

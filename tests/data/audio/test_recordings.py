@@ -116,6 +116,8 @@ def test_a_missing_extra_is_named(workdir: Path, monkeypatch: pytest.MonkeyPatch
         ({"mels": 300}, "mels is 300, and a frame of 32 ms has 128 frequencies"),
         ({"hop_ms": 0.01}, "hop_ms 0.01: give at least 4 samples"),
         ({"eval_windows": 0}, "eval_windows is 0"),
+        ({"seconds": float("inf")}, "seconds is inf: give a number above 0"),
+        ({"seconds": 1e9}, "which is 8000000000000 samples of 8,000 Hz: give less"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings: dict[str, float], message: str, workdir: Path) -> None:
