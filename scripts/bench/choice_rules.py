@@ -2,8 +2,8 @@
 
     python scripts/bench/choice_rules.py --sources FOLDER ... --weights FILE \
         --out scripts/bench/results/choice_rules.json
-    python scripts/bench/choice_rules.py --sources news.csv debian.csv glosses.csv r8.csv --backbone hf/FOLDER \
-        --labels 4 8 --seeds 0 1 2 3 4 --out scripts/bench/results/choice_rules_texts.json
+    python scripts/bench/choice_rules.py --sources news.csv debian.csv --backbone hf/FOLDER --labels 4 8 \
+        --seeds 0 1 2 --out scripts/bench/results/choice_rules_texts.json
 
 Each FOLDER has one folder of images for each class; tables are those of `text_sets.py` and `wordnet_glosses.py`. In
 each draw, `--labels` examples of each class are labeled, and the others (of texts, 6,000 at most) are the pool. The
