@@ -36,6 +36,7 @@ def write_study(**changed: Any) -> list[str]:
     return ["study", "--config=study.yaml"]
 
 
+@pytest.mark.slow
 def test_detectors_are_compared_by_their_average_precision(workdir: Path) -> None:
     write_boxes_folder(Path("d"), {"train": 14, "test": 4})
     assert main(write_study()) == 0

@@ -79,6 +79,7 @@ def test_the_interval_is_that_of_the_difference() -> None:
     assert "whether the labels of defects help is not settled" in str(settled)
 
 
+@pytest.mark.slow
 def test_solve_adds_the_comparison_to_its_verdict(workdir: Path) -> None:
     write_textures(Path("d"), {"good": 16, "spot": 8})
     start = make_start(workdir)

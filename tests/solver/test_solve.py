@@ -168,6 +168,7 @@ def test_a_second_call_computes_only_what_changed(
     assert len(asked) == 5
 
 
+@pytest.mark.slow
 def test_networks_are_pretrained_and_trained_where_the_time_allows(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, write_folder: Callable[..., Path]
 ) -> None:

@@ -69,6 +69,7 @@ def solved(
     return place[1:]
 
 
+@pytest.mark.slow
 def test_the_verdict_is_about_the_f1_of_an_example(solved: tuple[dict[str, str], Solution, str]) -> None:
     _, solution, shown = solved
     summary = solution.summary

@@ -133,6 +133,7 @@ def test_a_start_of_another_size_is_judged_trained_and_delivered(source: Labeled
     assert len({path.name for path in Path("out/units").iterdir()} - before) == 3
 
 
+@pytest.mark.slow
 def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
     source: LabeledSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

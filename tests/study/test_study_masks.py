@@ -39,6 +39,7 @@ def write_study(**changed: Any) -> list[str]:
     return ["study", "--config=study.yaml"]
 
 
+@pytest.mark.slow
 def test_methods_are_compared_by_the_mean_iou(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scenes(Path("d"), 30)
     assert main(write_study()) == 0

@@ -50,6 +50,7 @@ def read_study() -> tuple[list[dict[str, str]], dict[str, Any], str]:
     return rows, json.loads((folder / "summary.json").read_text()), (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_methods_are_compared_by_the_mean_average_precision(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_texts(Path("texts.csv"), 240)
     data = {"source": "texts.csv", "label_separator": ";", "tokenizer": "words:2048", "batch_size": 16}

@@ -483,6 +483,7 @@ def test_the_shipped_config_runs(workdir: Path, fits: list[str]) -> None:
     assert len(fits) == 2 * 5
 
 
+@pytest.mark.slow
 def test_masks_are_divided_like_sets_of_classes(workdir: Path) -> None:
     write_scenes(Path("d"), 10)
     data = ["--data=SegmentationDataModule", "--data.source=d", "--data.image_size=32", "--data.val_size=0"]

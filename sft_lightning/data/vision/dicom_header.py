@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -122,6 +123,8 @@ def _identify(path: str) -> _Identity:
 
 def _read_state(path: str) -> tuple[int, int, int]:
     at = os.stat(path)
+    if not stat.S_ISREG(at.st_mode):  # a pipe would wait for its writer
+        raise OSError(f"{path!r} is not a regular file")
     return at.st_size, at.st_mtime_ns, at.st_ino
 
 

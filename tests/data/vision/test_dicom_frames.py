@@ -355,6 +355,7 @@ def test_votes_are_means_over_frames(tmp_path: Path, sets: bool) -> None:
     assert second["predicted"] == ("'=a;b" if sets else "'=a")
 
 
+@pytest.mark.slow
 def test_frames_are_predicted_and_voted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_scans(tmp_path / "scans", 8)
