@@ -74,6 +74,8 @@ def list_parameters(class_path: str) -> list[str]:
         return []
     found: list[str] = []
     for base in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
+        if inspect.isclass(base) and not {"__init__", "__new__"} & {*vars(base)}:  # the next one's signature is meant
+            continue
         own = inspect.signature(base).parameters.values()
         found += [p.name for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         if all(p.kind != p.VAR_KEYWORD for p in own):  # else the rest is the next class's

@@ -30,7 +30,7 @@ def group_files(source: Source, folder: Path, parts: Mapping[str, Examples]) -> 
     Args:
         source: Source of the splits, which gets messages about suspicious groups.
         folder: Folder that names of examples are relative to, in which the table may lie.
-        parts: Splits whose storage holds files, without groups.
+        parts: Splits of files, without groups.
 
     Raises:
         InputError: The table cannot be read, names a file twice or one that the source lacks, or two of its groups look
@@ -40,13 +40,13 @@ def group_files(source: Source, folder: Path, parts: Mapping[str, Examples]) -> 
     rows = _read(source, table, where, parts) if table.is_file() else {}
     made, placed = {}, list[Placed]()
     for split, part in parts.items():
-        assert isinstance(part.storage, FileStorage)
-        found = source.find_groups(part.storage.paths) or [""] * len(part)
-        for i, path in enumerate(part.storage.paths):
-            name, whole = part.ids[i], split_name(part.ids[i])[0]
+        paths = part.storage.paths if isinstance(part.storage, FileStorage) else None  # or what was read from them
+        found = (source.find_groups(paths) if paths else None) or [""] * len(part)
+        for i, name in enumerate(part.ids):
+            whole = split_name(name)[0]
             if (row := rows.get(name) or rows.get(whole)) is not None:
                 found[i] = row.group
-            elif not found[i] and split_path(path)[1] is not None:
+            elif paths and not found[i] and split_path(paths[i])[1] is not None:
                 found[i] = whole
         placed += [Placed(name, name, "", split, group) for name, group in zip(part.ids, found, strict=True)]
         groups = [group or name for name, group in zip(part.ids, found, strict=True)] if any(found) else None

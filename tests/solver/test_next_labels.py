@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sft_lightning.solver import recipes
+from sft_lightning.solver import space as space_module
 from sft_lightning.solver.deliver import NEXT, choose_next, measure_certainty
 from sft_lightning.solver.labels import read_source
 from sft_lightning.solver.space import Space
@@ -37,7 +37,7 @@ def test_a_small_pool_is_chosen_as_a_whole_the_most_doubtful_first() -> None:
 def test_a_pool_that_is_read_in_part_keeps_the_positions_of_its_examples(
     tmp_path: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "MAX_GRAPH", 20)
+    monkeypatch.setattr(space_module, "MAX_GRAPH", 20)
     folder = write_folder(tmp_path / "images", {"train": 3, "unlabeled": 15}, classes=3)
     source = read_source(str(folder), tmp_path, None, 16, 0, "data")
     space = Space("pixels", (), 4)
