@@ -59,6 +59,7 @@ def test_loss_and_scores_equal_a_plain_implementation(tmp_path: Path) -> None:
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_four_commands_and_an_exact_resume(workdir: Path, cli_error: Callable[..., str]) -> None:
     write_teacher(Path("teacher.safetensors"))
     write_textures(Path("d"), {"train/good": 30, "test/good": 6, "test/spot": 5}, masks=True)

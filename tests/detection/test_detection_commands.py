@@ -67,6 +67,7 @@ def read_metrics(run: Path) -> dict[str, list[float]]:
     return found
 
 
+@pytest.mark.slow
 def test_squares_and_discs_are_learned(run: Path) -> None:
     metrics = read_metrics(run)
     assert metrics["train/loss"][-1] < 0.6 * metrics["train/loss"][0]

@@ -253,6 +253,7 @@ def test_a_browser_shows_the_page(workdir: Path) -> None:
         assert len(set(image.convert("L").resize((100, 500)).tobytes())) > 30
 
 
+@pytest.mark.slow
 def test_grad_cam_is_shown_for_networks_with_feature_maps(workdir: Path) -> None:
     run = fitted("run", "--model.init_args.backbone=conv", "--trainer.max_epochs=2")
     page = reported(run)

@@ -62,6 +62,7 @@ def answers() -> list[tuple[str, str, str]]:
     return [row[:3] for row in read_label_rows(Path("labels.csv"))]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_keys_label_and_a_killed_command_goes_on(folder: Path, workdir: Path) -> None:
     ids = listed()

@@ -41,6 +41,7 @@ def test_shares_are_those_of_predictions(workdir: Path, write_folder: Callable[.
     assert predict_shares(space, source) is None
 
 
+@pytest.mark.slow
 def test_a_pool_of_other_shares_decides_what_labels_count(
     workdir: Path,
     write_folder: Callable[..., Path],

@@ -90,6 +90,7 @@ def test_the_verdict_is_about_the_f1_of_an_example(solved: tuple[dict[str, str],
     )
 
 
+@pytest.mark.slow
 def test_the_test_figure_is_that_of_the_delivered_predictions(
     solved: tuple[dict[str, str], Solution, str],
 ) -> None:

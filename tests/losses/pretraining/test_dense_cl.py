@@ -110,6 +110,7 @@ def test_a_compiled_backbone_is_refused() -> None:
         SelfSupervisedModule(DenseCL(), "resnet8", SHAPE, compile=True)
 
 
+@pytest.mark.slow
 def test_it_learns_to_find_places() -> None:
     torch.manual_seed(0)
     objective = DenseCL(dense=1, hidden=64, projection=16, decay=0.9, queue=256)
