@@ -9,8 +9,9 @@ from sft_lightning.data.vision.box_sources import BoxSource
 from sft_lightning.data.vision.box_table import BoxTable
 from sft_lightning.data.vision.coco_boxes import CocoBoxes
 from sft_lightning.data.vision.coco_files import find_coco_files
-from sft_lightning.data.vision.voc_boxes import ANNOTATIONS, VocBoxes
+from sft_lightning.data.vision.voc_boxes import ANNOTATIONS, XMLS, VocBoxes
 from sft_lightning.data.vision.yolo_boxes import YoloBoxes
+from sft_lightning.data.vision.yolo_files import TEXTS
 from sft_lightning.utils.errors import InputError
 
 EXPECTED = (
@@ -39,12 +40,12 @@ def holds_boxes(name: str) -> bool:
     if files := [file for file in find_coco_files(path).values() if file.is_file()]:
         contents = [file.read_bytes() for file in files]
         return any(b'"bbox"' in one for one in contents) and not any(_OUTLINE.search(one) for one in contents)
-    if (path / ANNOTATIONS).is_dir() and any((path / ANNOTATIONS).glob("*.xml")):
+    if (path / ANNOTATIONS).is_dir() and any((path / ANNOTATIONS).glob(XMLS)):
         return True
     folders = (
         folder for folder in (path, *path.glob("*/")) if (path / "images").is_dir() or (folder / "images").is_dir()
     )
-    labels = (file for folder in folders for file in sorted((folder / "labels").rglob("*.txt")))
+    labels = (file for folder in folders for file in sorted((folder / "labels").rglob(TEXTS)))
     lines = (line.split() for file in labels for line in file.read_text(errors="replace").splitlines())
     first = next((words for words in lines if words), [])
     return len(first) == 5 and all(_NUMBER.fullmatch(word) for word in first)
@@ -71,7 +72,7 @@ def open_box_source(
         return CocoBoxes(path, root, class_names)
     if path.is_dir() and find_coco_files(path):
         return CocoBoxes(path, root, class_names)
-    if (path / ANNOTATIONS).is_dir() and any((path / ANNOTATIONS).glob("*.xml")):
+    if (path / ANNOTATIONS).is_dir() and any((path / ANNOTATIONS).glob(XMLS)):
         return VocBoxes(path, class_names)
     if any((folder / "labels").is_dir() for folder in (path, *path.glob("*/"))):
         return YoloBoxes(path, class_names)

@@ -18,6 +18,7 @@ from sft_lightning.utils.xml_files import read_xml
 
 MARKS = ("truncated", "occluded")  # which conversions keep, and nothing else reads
 ANNOTATIONS, PICTURES, LISTS = "Annotations", "JPEGImages", Path("ImageSets", "Main")
+XMLS = "*.[xX][mM][lL]"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -43,7 +44,7 @@ class VocBoxes(BoxSource):
         self.path, self.name = path, str(path)
         folder = path / PICTURES if (path / PICTURES).is_dir() else path / "images"
         self._images = _index(Path(file) for _, file in find_files(str(folder), IMAGES))
-        files = _index(sorted((path / ANNOTATIONS).glob("*.xml")))
+        files = _index(sorted((path / ANNOTATIONS).glob(XMLS)))
         for stem, file in files.items():
             if stem not in self._images:
                 raise InputError(

@@ -7,6 +7,7 @@ from sft_lightning.data.vision.mask_classes import CLASS_FILES, read_class_file
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.yaml_files import read_yaml
 
+TEXTS = "*.[tT][xX][tT]"  # some programs write upper-case extensions
 _YOLO_FILES = ("data.yaml", "dataset.yaml")
 
 
@@ -16,8 +17,11 @@ def list_label_files(folder: Path) -> dict[str, list[Path]]:
     Args:
         folder: Folder of the text files.
     """
-    files = [path for path in sorted(folder.rglob("*.txt")) if path.name not in CLASS_FILES]
-    return {path.relative_to(folder).with_suffix("").as_posix(): [path] for path in files}
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob(TEXTS)):
+        if path.name not in CLASS_FILES:
+            files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    return files
 
 
 def read_yolo_names(folder: Path) -> list[str]:

@@ -86,6 +86,19 @@ def test_yolo_has_boxes_and_polygons(tmp_path: Path) -> None:
     assert len(data.splits["unlabeled"]) == 1
 
 
+def test_upper_case_extensions_of_annotations_are_read(tmp_path: Path) -> None:
+    yolo, voc = write_yolo_folder(tmp_path / "yolo", "0 0.5 0.5 0.2 0.4\n"), write_voc_folder(tmp_path / "voc")
+    found = contents(yolo), contents(voc)
+    for file in [*yolo.rglob("labels/train/*.txt"), *voc.rglob("Annotations/*.xml")]:
+        file.rename(file.with_suffix(file.suffix.upper()))
+    assert (contents(yolo), contents(voc)) == found
+    assert holds_boxes(str(yolo))
+    assert holds_boxes(str(voc))
+    write(yolo / "labels/train/a.txt", "")
+    with pytest.raises(InputError, match=r"labels/train/a\.TXT' and .*labels/train/a\.txt' have one name"):
+        open_box_source(str(yolo))
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
