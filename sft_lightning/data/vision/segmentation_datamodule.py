@@ -5,7 +5,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.run_splits import TestOn
+from sft_lightning.data.source import Source
 from sft_lightning.data.splits import LeakPolicy
 from sft_lightning.data.vision.annotated_datamodule import AnnotatedImageDataModule, check_resize
 from sft_lightning.data.vision.images import Geometry
@@ -19,6 +21,7 @@ from sft_lightning.data.vision.views import WeakView, make_view
 from sft_lightning.utils.errors import InputError, check_min
 
 _MAX_SHARES = 8  # classes whose share is listed
+_AT_ONCE = 64  # masks that are read before it is asked whether all classes were seen
 _UNCHANGED, _COLORS = WeakView(), ColorView()
 
 
@@ -198,6 +201,32 @@ class SegmentationDataModule(AnnotatedImageDataModule):
         split = self.splits["labeled"]
         counts = split.part.storage.count_classes(split.indices)
         return None if counts is None else (counts > 0).long()
+
+    def on_splits_read(self, source: Source) -> None:
+        """Say which classes cannot be learned, since no training mask has a pixel of them."""
+        super().on_splits_read(source)
+        lacking = self._find_unseen() if len(self.splits["labeled"]) else []
+        if not lacking:
+            return
+        listed = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+        message = f"no training mask has a pixel of {listed}, so that it cannot be learned"
+        if self.class_colors is None:
+            message += f"; pixels of value {self.ignore_index} (ignore_index) are not counted"
+            if self.ignore_index == 255 and self.num_classes <= 2:
+                message += (
+                    ": where they are a class, set class_colors, such as {other: [0, 0, 0], object: [255, 255, 255]}"
+                )
+        self.request.findings.append(Finding("missing_class", message, lacking))
+
+    def _find_unseen(self) -> list[str]:
+        """Return the classes without a pixel in the training masks, of which no more are read than it takes."""
+        split, seen = self.splits["labeled"], torch.zeros(self.num_classes, dtype=torch.bool)
+        for start in range(0, len(split), _AT_ONCE):
+            counts = split.part.storage.count_classes(split.indices[start : start + _AT_ONCE])
+            seen |= torch.ones_like(seen) if counts is None else counts.sum(0) > 0
+            if bool(seen.all()):
+                break
+        return [name for name, is_seen in zip(self.class_names, seen.tolist(), strict=True) if not is_seen]
 
     def describe_labels(self) -> str:
         """Return the number of training masks, and the share of the pixels of each class."""

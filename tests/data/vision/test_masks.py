@@ -100,6 +100,22 @@ def test_ignored_pixels_are_not_counted_by_value_or_color(tmp_path: Path) -> Non
     assert torch.equal(first(data, "labeled").y, y)
 
 
+def test_classes_without_a_pixel_are_named(tmp_path: Path) -> None:
+    folder = write_scenes(tmp_path / "d", 6)
+    for file in (folder / "masks").iterdir():
+        Image.fromarray(((np.asarray(Image.open(file)) > 0) * 255).astype(np.uint8)).save(file)
+    (folder / "classes.txt").unlink(missing_ok=True)
+    data = module(folder, class_names=["other", "object"])
+    data.setup("fit")
+    (found,) = [one.message for one in data.request.findings if "no training mask" in one.message]
+    assert "no training mask has a pixel of 'object', so that it cannot be learned" in found
+    assert "set class_colors, such as {other: [0, 0, 0], object: [255, 255, 255]}" in found
+    data = module(folder, class_colors={"other": [0, 0, 0], "object": [255, 255, 255]})
+    data.setup("fit")
+    assert not [one.message for one in data.request.findings if "no training mask" in one.message]
+    assert bool((data.labeled_counts() > 0).all())
+
+
 def spoil_size(folder: Path) -> None:
     Image.fromarray(make_scene(3, 16)[1]).save(folder / "masks" / "s003.png")
 
