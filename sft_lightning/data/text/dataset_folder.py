@@ -16,6 +16,7 @@ from sft_lightning.data.text.tables import Columns, Row, TextTable
 from sft_lightning.utils.errors import InputError
 
 _DICT, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
+_PARQUET = "*.[pP][aA][rR][qQ][uU][eE][tT]"  # `glob` tells upper case from lower case
 _OTHER_TYPES = {"Image", "Audio", "Video", "Pdf"}
 
 
@@ -172,7 +173,7 @@ class _Opened:
                 f"{self._where} needs the extra 'parquet': pip install 'sft-lightning[parquet]'"
             ) from error
         try:
-            if self._file.suffix == ".parquet":
+            if self._file.suffix.lower() == ".parquet":
                 self._table: Any = parquet.ParquetFile(self._file)
                 schema = self._table.schema_arrow
             else:
@@ -192,7 +193,7 @@ class _Opened:
     def read(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         """Yield the rows with some columns."""
         try:
-            if self._file.suffix == ".parquet":
+            if self._file.suffix.lower() == ".parquet":
                 for batch in self._table.iter_batches(4096, columns=columns):
                     yield from batch.to_pylist()
             else:
@@ -203,7 +204,7 @@ class _Opened:
 
 
 def _list_parquet(path: Path) -> list[Path]:
-    return sorted(file for pattern in ("*.parquet", "*/*.parquet") for file in path.glob(pattern))
+    return sorted(file for pattern in (_PARQUET, f"*/{_PARQUET}") for file in path.glob(pattern))
 
 
 def _read_json(file: Path, where: str) -> dict[str, Any]:

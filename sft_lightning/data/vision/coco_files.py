@@ -116,7 +116,7 @@ def find_coco_files(path: Path) -> dict[str, Path]:
     if path.suffix.lower() == ".json":
         return {"train": path}
     found: dict[str, Path] = {}
-    for file in [*sorted(path.glob(f"*/{_ROBOFLOW}")), *sorted(path.glob("annotations/*.json"))]:
+    for file in [*sorted(path.glob(f"*/{_ROBOFLOW}")), *sorted(path.glob("annotations/*.[jJ][sS][oO][nN]"))]:
         word = file.parent.name if file.name == _ROBOFLOW else re.sub(r"^instances_|\d+$", "", file.stem)
         split = split_of_name(word)
         if split in found:

@@ -76,7 +76,7 @@ def test_a_data_set_that_was_saved_to_disk(saved: Path, caplog: pytest.LogCaptur
     assert (len(one.splits["labeled"]), len(one.splits["unlabeled"])) == (4, 1)
 
 
-@pytest.mark.parametrize("layout", ["data/{}-00000-of-00001.parquet", "{}.parquet", "{}/0000.parquet"])
+@pytest.mark.parametrize("layout", ["data/{}-00000-of-00001.parquet", "{}.parquet", "{}/0000.PARQUET"])
 def test_a_folder_of_parquet_files(tmp_path: Path, layout: str) -> None:
     for name, rows in SPLITS.items():
         path = tmp_path / layout.format(name)

@@ -88,10 +88,13 @@ def test_yolo_has_boxes_and_polygons(tmp_path: Path) -> None:
 
 def test_upper_case_extensions_of_annotations_are_read(tmp_path: Path) -> None:
     yolo, voc = write_yolo_folder(tmp_path / "yolo", "0 0.5 0.5 0.2 0.4\n"), write_voc_folder(tmp_path / "voc")
-    found = contents(yolo), contents(voc)
-    for file in [*yolo.rglob("labels/train/*.txt"), *voc.rglob("Annotations/*.xml")]:
+    coco = write_boxes_folder(tmp_path / "coco", {"train": 3})
+    found = contents(yolo), contents(voc), contents(coco)
+    texts = *yolo.rglob("labels/train/*.txt"), *voc.rglob("Annotations/*.xml")
+    for file in [*texts, *coco.rglob("annotations/*.json")]:
         file.rename(file.with_suffix(file.suffix.upper()))
-    assert (contents(yolo), contents(voc)) == found
+    assert (contents(yolo), contents(voc), contents(coco)) == found
+    assert holds_boxes(str(coco))
     assert holds_boxes(str(yolo))
     assert holds_boxes(str(voc))
     write(yolo / "labels/train/a.txt", "")
