@@ -112,6 +112,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Call, Call]
     return folder, calls[0], calls[1]
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_reported_and_trained_again(studied: tuple[Path, Call, Call]) -> None:
     _, first, second = studied
     # Two budgets and seeds of two methods; the autoencoder once for each seed, since it learns from no label.

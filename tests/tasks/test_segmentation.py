@@ -312,6 +312,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_the_four_commands_know_masks(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scenes(Path("d"), 48, 40)
     Path("d/classes.txt").write_text("background\nsquare\ndisc\n")
