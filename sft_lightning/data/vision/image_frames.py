@@ -30,7 +30,7 @@ def go_to_frame(image: Image.Image, number: int | None, path: str) -> None:
         path: Path of the file.
 
     Raises:
-        OSError: There is no such frame, or the file has several and none is named.
+        OSError: The frame does not exist, or the file has several and none is named.
     """
     if image.format != "DICOM":
         if number is not None:
