@@ -3,6 +3,10 @@
 The teacher is the average of the student. It finds objects in weak views; those of high scores are what the student
 learns in strong views of the same geometry. As in the paper, pseudo-boxes teach classes alone, since scores say nothing
 about how exact corners are, and the student learns from labels alone at first (`burn_in_steps`).
+
+The paper's fixed threshold suits the scores of one detector after one length of training; where the teacher is below
+it, unlabeled examples teach that nothing is there. So by default the threshold of each class follows from how many
+objects annotated examples show (`sft_lightning/detection/label_match.py`).
 """
 
 from typing import Any, ClassVar
@@ -12,7 +16,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from sft_lightning.detection.base import DetectionHead, make_targets
+from sft_lightning.detection.base import DetectionHead, Detections, make_targets
+from sft_lightning.detection.label_match import LabelMatch
 from sft_lightning.paradigms.base import StepResult
 from sft_lightning.paradigms.batch_schedule import BatchSchedule, find_accumulation
 from sft_lightning.paradigms.controlled import ControlledModel
@@ -32,18 +37,20 @@ class SemiSupervisedDetector(ControlledModel, FineTuneDetector):
 
     Attributes:
         average: Averaged network, which teaches and is evaluated.
+        label_match: Thresholds of the classes; None where one was given.
         burn_in_steps: Optimizer steps on labels alone.
     """
 
     batch_parts: ClassVar[tuple[str, ...]] = ("labeled", "unlabeled")
     unlabeled_views: tuple[str, ...] = ("weak", "strong")
     average: EMA
+    label_match: LabelMatch | None
     control: DetectorControl | None
 
     def __init__(
         self,
-        threshold: float = 0.7,
-        lambda_u: float = 4.0,
+        threshold: float | None = None,
+        lambda_u: float = 1.0,
         burn_in_steps: int | None = None,
         ema_decay: float = 0.9996,
         learn_pseudo_corners: bool = False,
@@ -53,9 +60,10 @@ class SemiSupervisedDetector(ControlledModel, FineTuneDetector):
         """Build the network and its average.
 
         Args:
-            threshold: Smallest score of a box of the teacher that the student learns; the one-stage detectors
-                `retinanet` and `fcos` give lower scores than `faster_rcnn`, so 0.5 suits them better.
-            lambda_u: Weight of the losses on pseudo-boxes.
+            threshold: Smallest score of a box of the teacher that the student learns; null for one of each class, from
+                which unlabeled examples get as many boxes of it, on average, as annotated ones have (Chen et al. 2022).
+                The paper's is 0.7; `retinanet` and `fcos` rarely reach it.
+            lambda_u: Weight of the losses on pseudo-boxes; 4 in the paper.
             burn_in_steps: Optimizer steps on labels alone before the teacher teaches; null for a fifth of the run, at
                 most 2,000.
             ema_decay: Decay of the averaged weights.
@@ -69,7 +77,7 @@ class SemiSupervisedDetector(ControlledModel, FineTuneDetector):
             InputError: A setting is out of its range.
         """
         super().__init__(**detector)
-        check_fraction(threshold=threshold)
+        check_fraction(threshold=threshold or 0.0)
         check_min(0, lambda_u=lambda_u, burn_in_steps=burn_in_steps or 0)
         check_decay(ema_decay=ema_decay)
         if not ema_decay:
@@ -80,6 +88,7 @@ class SemiSupervisedDetector(ControlledModel, FineTuneDetector):
         self.burn_in_steps = burn_in_steps or 0  # `setup` chooses what is left open
         self._wants_control = control
         self.control = None
+        self.label_match = LabelMatch(self.num_classes) if threshold is None else None
         self.average = EMA({"backbone": self.backbone, "head": self.head}, ema_decay)
 
     # --- schedule
@@ -93,9 +102,10 @@ class SemiSupervisedDetector(ControlledModel, FineTuneDetector):
         super().setup(stage)
         if stage != "fit":
             return
-        if (least := self.hparams["score_threshold"]) is not None and least > self.threshold:
+        least, counted = self.hparams["score_threshold"], self.threshold
+        if least is not None and counted is not None and least > counted:
             raise InputError(
-                f"score_threshold is {least}, and the teacher's boxes count from threshold {self.threshold} on: set "
+                f"score_threshold is {least}, and the teacher's boxes count from threshold {counted} on: set "
                 "threshold higher, or leave score_threshold out in training"
             )
         steps = count_known_steps(self.trainer)
@@ -172,6 +182,8 @@ class SemiSupervisedDetector(ControlledModel, FineTuneDetector):
 
     def _step(self, batch: Any) -> StepResult:
         labeled, unlabeled = batch["labeled"], batch.get("unlabeled")
+        if self.label_match is not None:
+            self.label_match.count_objects(labeled.y)
         if unlabeled is None:
             return super().step(batch)
         pseudo, confidence = self.find_pseudo_boxes(unlabeled.weak)
@@ -202,9 +214,16 @@ class SemiSupervisedDetector(ControlledModel, FineTuneDetector):
         """
         found = self(x)
         sides = found.boxes[..., 2:] - found.boxes[..., :2]
-        is_sure = (found.scores >= self.threshold) & (found.classes >= 0) & (sides >= 1).all(2)
+        is_sure = self._is_likely(found) & (found.classes >= 0) & (sides >= 1).all(2)
         confidence = (found.scores * is_sure).sum() / is_sure.sum().clamp_min(1)
         return make_targets(found, is_sure), confidence
+
+    def _is_likely(self, found: Detections) -> Tensor:
+        """Return whether the score of each detection reaches the threshold, boolean, (B, K)."""
+        if self.label_match is None:
+            return found.scores >= self.threshold
+        self.label_match.count_scores(found)
+        return found.scores >= self.label_match.find_thresholds()[found.classes.clamp_min(0)]
 
     # --- evaluation
 

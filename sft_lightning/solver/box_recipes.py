@@ -27,7 +27,6 @@ _RATES = {"ssdlite": 0.002, "fcos": 0.001}  # learning rates from random weights
 _VIEW = ("--data.weak_view.flip=true", "--data.weak_view.crop_scale=[0.5,1.0]")
 # Half of the steps on labels alone, since the teacher of so short a run finds little before.
 _TEACHER = ("--model=SemiSupervisedDetector", "--model.ema_decay=0.99", f"--data.unlabeled_ratio={_RATIO}")
-_THRESHOLDS = {"ssdlite": 0.7, "fcos": 0.5}  # from which boxes of the teacher are learned
 
 
 def make_detector(start: MapStart, detector: str, steps: int) -> Recipe:
@@ -52,8 +51,7 @@ def make_teacher(start: MapStart, detector: str, steps: int) -> Recipe:
         steps: Number of optimizer steps.
     """
     name = f"Unbiased Teacher with {detector} from {start.name} ({steps} steps)"
-    words = (f"--model.threshold={_THRESHOLDS[detector]}", f"--model.burn_in_steps={steps // 2}")
-    argv = (*_TEACHER, *words, *_list_options(start, detector, steps))
+    argv = (*_TEACHER, f"--model.burn_in_steps={steps // 2}", *_list_options(start, detector, steps))
     return Recipe(name, True, argv, steps, BATCH * (1 + _RATIO))
 
 

@@ -36,7 +36,7 @@ def train(name: str, devices: int, folder: Path) -> dict[str, Any]:
     settings |= {"optimizer": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9), "score_threshold": 0.01}
     model: Any = FineTuneDetector(**settings)
     if NAMES[name]:
-        model = SemiSupervisedDetector(**settings, threshold=0.012, ema_decay=0.9, burn_in_steps=1, control=True)
+        model = SemiSupervisedDetector(**settings, ema_decay=0.9, burn_in_steps=1, control=True)
     recorder = Recorder()
     run = trainer([recorder], max_epochs=2, devices=devices, **({"strategy": "ddp"} if devices > 1 else {}))
     run.fit(model.double(), data)

@@ -98,7 +98,7 @@ def test_labels_alone_come_first(tmp_path: Path) -> None:
 
 def test_a_resumed_run_ends_the_same_to_the_bit(workdir: Path) -> None:
     write_boxes_folder(Path("d"), {"train": 12, "val": 3}, unlabeled=6)
-    words = ["fit", *WORDS, "--model.control=true"]
+    words = ["fit", *WORDS, "--model.control=true", "--model.threshold=null"]
     assert main([*words, "--trainer.max_epochs=1", "--run_name=half"]) == 0
     assert main([*words, "--trainer.max_epochs=2", "--run_name=half", "--ckpt_path=last"]) == 0
     assert main([*words, "--trainer.max_epochs=2", "--run_name=whole"]) == 0
@@ -109,6 +109,7 @@ def test_a_resumed_run_ends_the_same_to_the_bit(workdir: Path) -> None:
     assert {"train/unsupervised", "train/pseudo_boxes", "train/pseudo_confidence", "val/map"} <= set(logged)
     assert {"train/control_loss", "val/control_map"} <= set(logged)
     assert any(name.startswith("control.average.") for name in states[0])
+    assert float(states[0]["label_match.scores"][-1]) > 0  # part of what is resumed
     assert main(["test", str(runs[1])]) == 0  # without the control
 
 
