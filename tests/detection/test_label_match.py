@@ -70,5 +70,6 @@ def test_a_step_counts_both_parts() -> None:
     assert float(model.label_match.scores[-1]) == 2
     pseudo, _ = model.find_pseudo_boxes(given["unlabeled"].weak)
     counts = [int((pseudo[..., 0] == k).sum()) for k in range(2)]
-    assert counts[0] <= 1 and counts[1] <= 2  # one and two objects in two annotated examples, however low the scores
+    assert counts[0] <= 1  # as many as in two annotated examples, however low the scores
+    assert counts[1] <= 2
     assert make(threshold=0.5).label_match is None
