@@ -229,7 +229,10 @@ def format_audit(result: Audit) -> str:
     lines += [*([result.counts_note] if result.counts_note else []), ""]
     lines += [*result.summary, *class_checks.format_set_sizes(result.sets), f"labels   {result.labels}", ""]
     if result.failed:
-        lines += [f"{len(result.failed)} findings:", *(f"- {one.finding}." for one in result.failed)]
+        lines += [
+            "1 finding:" if len(result.failed) == 1 else f"{len(result.failed)} findings:",
+            *(f"- {one.finding}." for one in result.failed),
+        ]
     else:
         is_judged = any(topic == "wrong labels" for topic in result.topics)
         lines.append("The data is clean." if is_judged else "Nothing was found; labels were not judged.")

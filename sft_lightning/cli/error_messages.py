@@ -249,6 +249,9 @@ def _explain_wrong_value(message: str) -> str | None:
     if not expected or not value:
         return None
     given = value[1].partition(". Got value: ")[0].strip()
+    group, _, name = _find_key(message).rpartition(".")
+    if given == "None" and "NoneType" in message and group:  # jsonargparse makes a text of a null inside a group
+        return f"{group}.{name} is null: write it as a mapping, --{group} '{{{name}: null}}', or in a YAML file"
     kinds = [re.sub(r"\. Got value.*", "", kind) for kind in expected]
     types = [re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in kinds]
     choices = [word.strip(" '") for kind in kinds if (c := _CHOICE.match(kind)) for word in c[1].split(",")]

@@ -139,6 +139,14 @@ class FewLabelData(ABC):
             targets: Targets of a batch, (N,) or (N, C).
         """
 
+    def show_annotated(self, x: Inputs) -> Tensor | list[str]:
+        """Return views as people look at them, with what moves along in them, such as masks, drawn in.
+
+        Args:
+            x: Views of what `annotated_inputs_of` gives.
+        """
+        return self.views.show(x)
+
     @abstractmethod
     def labeled_counts(self) -> Tensor:
         """Return the number of training labels of each class, int64 of shape (num_classes,)."""

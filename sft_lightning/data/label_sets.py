@@ -85,6 +85,18 @@ class LabelSets:
         return self.rows[labels[labels >= 0]].sum(0)
 
 
+def show_label(label: str, sets: LabelSets | None) -> str:
+    """Return a label as people read it: `dog + outdoors`, and `no class` where it names none.
+
+    Args:
+        label: Label as tables have it; empty where it is unknown.
+        sets: Sets of classes that the labels are; None where each is one class.
+    """
+    if sets is None or not label:
+        return label
+    return " + ".join(list_classes(label, sets.separator)) or "no class"
+
+
 class LabelSetSource(Source):
     """Source whose labels are sets of classes, of a source that reads each label as one class.
 

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from torch.nn import functional as F
 
 from sft_lightning.cli.loaded_run import LoadedRun
+from sft_lightning.data.label_sets import show_label
 from sft_lightning.losses.reconstruction import compute_reconstruction_errors
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
@@ -59,7 +60,7 @@ def render_mistakes(evaluation: Evaluation) -> Markup:
 def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tuple[Markup, list[str]]]:
     judged, labeled = evaluation.judged, evaluation.labeled
     p, predicted = judged.task.probabilities(judged.outputs), judged.predicted
-    names = evaluation.data.name_targets
+    sets = evaluation.data.label_sets
     references = F.normalize(labeled.features, dim=1)
     k = min(_NUM_NEIGHBORS, len(references))
     nearest = (F.normalize(judged.features[positions], dim=1) @ references.T).topk(k, 1).indices
@@ -73,12 +74,12 @@ def _make_mistake_tiles(evaluation: Evaluation, positions: list[int]) -> list[tu
     neighbors = [all_neighbors[k * j : k * (j + 1)] for j in range(len(positions))]
     tiles = []
     for i, drawing, near_x, near in zip(positions, drawings, neighbors, nearest.tolist(), strict=True):
-        classes = names(labeled.labels[near])
+        named = evaluation.data.name_targets(torch.cat([judged.labels[i : i + 1], labeled.labels[near]]))
+        true, *classes = (show_label(label, sets) for label in named)
         drawn = [
             figures.embed_example(example, f"{name}: {labeled.ids[j]}", 48)
             for example, name, j in zip(near_x, classes, near, strict=True)
         ]
-        (true,) = names(judged.labels[i : i + 1])
         lines = [
             judged.task.describe_mistake(p[i], predicted[i], judged.labels[i], evaluation.class_names),
             f"is {true}; loss {float(judged.losses[i]):.2f}",
@@ -111,7 +112,8 @@ def render_explanations(evaluation: Evaluation) -> tuple[str, Markup]:
         return explainer.title, render_note(reason)
     judged, names = evaluation.judged, evaluation.class_names
     confidence, is_right = judged.task.confidence(judged.outputs), judged.is_right
-    truths, explained = evaluation.data.name_targets(judged.labels), judged.outputs.argmax(1)
+    truths = [show_label(label, evaluation.data.label_sets) for label in evaluation.data.name_targets(judged.labels)]
+    explained = judged.outputs.argmax(1)
     positions = [
         i
         for group in (is_right, ~is_right)
@@ -152,7 +154,7 @@ def render_label_next(evaluation: Evaluation, unlabeled: Predictions | None, pat
     write_text(path, format_csv(written))
     examples = figures.embed_examples(evaluation.data, unlabeled.name, positions, [unlabeled.ids[i] for i in positions])
     tiles = [
-        (x, [f"{order}. maybe {label}", f"uncertainty {value}", name])
+        (x, [f"{order}. maybe {show_label(label, evaluation.data.label_sets)}", f"uncertainty {value}", name])
         for x, (order, name, label, value) in zip(examples, rows, strict=True)
     ]
     more = evaluation.data.input_spec.plural

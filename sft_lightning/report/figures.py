@@ -143,6 +143,7 @@ def draw_sorted_recall(
     axes.plot(range(1, len(recall) + 1), sorted(recall), color=COLORS[0], linewidth=1.5, drawstyle="steps-mid")
     axes.axhline(accuracy, color=COLORS[1], linestyle="--", linewidth=1.5)
     axes.set(ylim=(0, 1.02), xlim=(0.5, len(recall) + 0.5))
+    axes.xaxis.get_major_locator().set_params(integer=True)  # ticks at whole classes
     axes.set_xlabel(f"classes, lowest {measures[0]} first", color=INK)
     axes.set_ylabel(measures[0], color=INK)
     return render_svg(figure, title, [(measures[0], COLORS[0], ""), (measures[1], COLORS[1], "")], title)

@@ -67,7 +67,8 @@ def describe_run(
     mean = float(average_iou(judged.totals))
     figure = figures.draw_sorted_recall(ious[~ious.isnan()].tolist(), mean, title, ("IoU", "mean"))
     caveats = one_class.format_caveats(judged.name, evaluation.data.input_spec.plural)
-    return [*format_verdict(evaluation, iterate), f"In pixels: {confidence}", *caveats], figure, sections
+    said = f"In pixels, {confidence[:1].lower()}{confidence[1:]}"
+    return [*format_verdict(evaluation, iterate), said, *caveats], figure, sections
 
 
 def _divide_by_class(judged: PixelPredictions) -> Tensor:

@@ -52,7 +52,7 @@ def preview(argv: Sequence[str]) -> str:
     views = [x] + [data.views.weak(x, seed) for seed in range(_VIEWS)]
     if data.views.has_strong:
         views += [data.views.strong(x, seed) for seed in range(_VIEWS)]
-    shown = [data.views.show(view) for view in views]
+    shown = [data.show_annotated(view) for view in views]
     titles = ROW_TITLES[: len(views)]
     drawn = [row for row in shown if isinstance(row, torch.Tensor)]
     if not drawn:

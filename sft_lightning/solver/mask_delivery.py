@@ -76,21 +76,37 @@ def deliver_masks(best: ScoredRecipe, judged: np.ndarray, name: str, folder: Pat
             f"Draw masks of the {len(delivery.next_labels)} examples of label_next.csv first (their predicted masks "
             "may serve as a start), put them beside the others, and call solve again."
         )
-    _doubt_masks(best, judged, delivery)
+    doubt_masks(data, best, judged, delivery)
     delivery.not_exported = export_all(delivery.run, folder)
     return delivery
 
 
-def _doubt_masks(best: ScoredRecipe, judged: np.ndarray, delivery: Delivery) -> None:
-    """Keep the masks that held-out predictions contradict most."""
+def doubt_masks(data: SegmentationDataModule, best: ScoredRecipe, judged: np.ndarray, delivery: Delivery) -> None:
+    """Keep the masks that held-out predictions contradict most.
+
+    Args:
+        data: Data module of the source.
+        best: Chosen recipe.
+        judged: Whether each labeled example was judged, bool, (N,).
+        delivery: What was made of the recipe, which gets these masks.
+    """
     scores, positions = best.scores.mean(0), np.flatnonzero(judged)
     worst = [i for i in np.argsort(scores, kind="stable") if scores[i] < _DOUBTFUL * scores.mean()][:_MOST]
     delivery.doubtful = [int(positions[i]) for i in worst]
+    delivery.doubtful_shown = [_show_mask(data, i) for i in delivery.doubtful]
     delivery.doubts = [f"{best.source.task.example_metric[1]} {scores[i]:.2f} when held out" for i in worst]
     if worst:
         delivery.advice.append(
             f"Check {len(worst)} mask(s) of which held-out predictions share least; the report shows them."
         )
+
+
+def _show_mask(data: SegmentationDataModule, position: int) -> Markup:
+    """Return a labeled example, and the same under its mask."""
+    x = data.annotated_inputs_of("labeled", [position])
+    assert isinstance(x, dict)
+    shown, name = data.show_annotated(x)[0], data.splits["labeled"].ids[position]
+    return render_examples([embed_image(x["image"][0], name), embed_image(shown, "mask to check")], "pair")
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sft_lightning.data.few_label_datamodule import FewLabelDataModule
+from sft_lightning.data.label_sets import show_label
 from sft_lightning.report.figures import embed_examples
 from sft_lightning.runs.paths import LOGS
 from sft_lightning.solver.deliver import ONNX, Delivery
@@ -49,19 +50,17 @@ def render_solution(
         split = data.splits["labeled"]
         examples = delivery.doubtful_shown or embed_examples(data, "labeled", shown, [split.ids[i] for i in shown])
         tiles = [
-            (example, [*_name_label(data, i), doubt, split.ids[i]])
+            (example, [*([] if delivery.doubtful_shown else [_name_label(data, i)]), doubt, split.ids[i]])
             for example, i, doubt in zip(examples, shown, delivery.doubts, strict=False)
         ]
         sections.append(Section("Labels to check", render_tiles(tiles)))
     return render_page(f"Solution {name}", data.source.name, verdict, sections)
 
 
-def _name_label(data: FewLabelDataModule, position: int) -> list[str]:
-    """Return a line with the label of an example; none where the example shows its boxes."""
-    if data.has_boxes:
-        return []
+def _name_label(data: FewLabelDataModule, position: int) -> str:
+    """Return a line with the label of an example."""
     (name,) = data.name_targets(data.make_targets(data.splits["labeled"].labels[position : position + 1]))
-    return [f"labeled {name}"]
+    return f"labeled {show_label(name, data.label_sets)}"
 
 
 def _describe_use(name: str, delivery: Delivery) -> list[str]:

@@ -73,7 +73,7 @@ def format_verdict(
         sentences.append(f"On the {spec.count(test[0])} that the source holds out, {reach}.")
     if comparison is None and source.pool_size:
         sentences.append(
-            f"Whether the unlabeled {spec.plural} help was not judged: what is left out above says why, and how many "
+            f"Whether the unlabeled {spec.plural} help was not judged: what was left out says why, and how many "
             "minutes it takes."
         )
     elif comparison is None:

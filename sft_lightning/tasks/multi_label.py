@@ -47,6 +47,7 @@ class MultiLabel(Task):
         ("f1", "macro_f1", "macro F1"),
     )
     example_metric: ClassVar[tuple[str, str]] = ("example_f1", "F1 of an example")
+    judged_metric: ClassVar[tuple[str, str]] = ("exact_match", "share with all classes right")
     has_thresholds: ClassVar[bool] = True
     explained_class: ClassVar[str] = "likeliest class"
     uneven_advice: ClassVar[str] = "Read macro_f1 beside micro_f1, and try class_weights: balanced"

@@ -59,4 +59,6 @@ def read_audit(code: int, capsys: pytest.CaptureFixture[str]) -> Told:
         name: len(own) for name, own in rows.items()
     }
     output = capsys.readouterr()
+    if count := len(rows):
+        assert f"\n{count} finding{'' if count == 1 else 's'}:\n" in output.out
     return Told(code, output.out + (output.err if code else ""), about, rows)

@@ -55,6 +55,10 @@ def checkout(workdir: Path) -> Path:
         (f"{FIT}--num_labels 3", "no option --num_labels (did you mean --data.init_args.num_labels?)"),
         (f"{FIT}--max_epochs 3", "(did you mean --trainer.max_epochs?)"),
         (f"{FIT}--lr 1", "(did you mean --model.init_args.optimizer.init_args.lr?)"),
+        (
+            f"{FIT}--data.init_args.weak_view.crop_scale null",
+            "data.weak_view.crop_scale is null: write it as a mapping, --data.weak_view '{crop_scale: null}', or in",
+        ),
         (f"{FIT}--verbose", "there is no option --verbose; 'sft-lightning fit --help' lists all"),
         (f"{FIT}--model.init_arg.backbone mlp", "(did you mean --model.init_args.backbone?)"),
         (f"{FIT}--modle.init_args.backbone mlp", "(did you mean --model.init_args.backbone?)"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sft_lightning import TextDataModule
-from sft_lightning.data.label_sets import LabelSets
+from sft_lightning.data.label_sets import LabelSets, show_label
 from sft_lightning.data.set_splits import choose_by_share, choose_of_each, join_units
 from sft_lightning.utils.errors import InputError
 from tests.tasks.helpers import CLASSES, write_texts
@@ -19,6 +19,8 @@ def test_order_and_blanks_of_a_label_make_no_difference() -> None:
     assert (sets.class_names, sets.names) == (("a", "b"), (";", "a", "a;b"))
     assert [sets.find(label) for label in ("b ;a;", "a;b", ";", "a")] == [2, 2, 0, 1]
     assert sets.rows.tolist() == [[0, 0], [1, 0], [1, 1], [-1, -1]]
+    assert [show_label(name, sets) for name in ("", *sets.names)] == ["", "no class", "a", "a + b"]
+    assert show_label("a;b", None) == "a;b"
     assert sets.count(torch.tensor([2, 2, 0, -1, 1])).tolist() == [3, 2]
 
 

@@ -13,6 +13,7 @@ from sft_lightning.__main__ import main
 from sft_lightning.data.vision.views import strong, weak
 from tests.boxes import write_boxes_folder
 from tests.conftest import CONFIGS
+from tests.scenes import write_scenes
 
 FINE_TUNE = str(CONFIGS / "quickstart" / "fine_tune.yaml")
 
@@ -78,3 +79,16 @@ def test_the_preview_draws_boxes(workdir: Path, capsys: pytest.CaptureFixture[st
     frames = [(drawn == color).all(-1) for color in ((128, 0, 0), (0, 128, 0))]  # of squares and discs
     for row in range(5):
         assert all(frame[row * 66 : (row + 1) * 66].sum() > 100 for frame in frames)
+
+
+def test_the_preview_draws_masks(workdir: Path) -> None:
+    write_scenes(workdir / "d", 8)
+    words = ["--model=AutoencoderModule", "--data=SegmentationDataModule", "--data.source=d", "--data.image_size=32"]
+    words += ["--data.weak_view.translation=0.4", "--data.strong_view.gray=1", "--data.strong_view.jitter=0"]
+    assert main(["preview", *words, "--run_name=mine"]) == 0
+    with Image.open(workdir / "lightning_logs/mine_preview/preview.png") as image:
+        drawn = np.asarray(image.convert("RGB")).astype(int)
+    for row in range(5):  # classes by VOC's colors: a dark red square and a dark green disc over a half of the image
+        cells = drawn[row * 34 : (row + 1) * 34]
+        redder = cells[..., 0] - cells[..., 1]
+        assert min((redder > 40).sum(), (redder < -40).sum()) > 100

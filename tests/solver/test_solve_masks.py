@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,12 @@ from sft_lightning.classifiers import LogisticRegression
 from sft_lightning.data.open_data import find_data_class, find_modality
 from sft_lightning.networks.vision.backbones import build_backbone
 from sft_lightning.networks.weights import read_weights
+from sft_lightning.runs.temperature import CrossFittedTemperature
 from sft_lightning.solver import judged, labels, mask_trials, recipes
+from sft_lightning.solver.deliver import Delivery
 from sft_lightning.solver.labels import read_source
+from sft_lightning.solver.mask_delivery import doubt_masks
+from sft_lightning.solver.page import render_solution
 from sft_lightning.solver.solution import Solution
 from sft_lightning.study.folds import score_examples
 from sft_lightning.study.judge import estimate_accuracy
@@ -139,6 +144,20 @@ def test_the_model_is_handed_over_in_files(solved: Solution) -> None:
     assert f"Draw:     masks of the files in {solved.folder}/label_next.csv, then solve again" in str(solved)
     assert "predicted_masks" in str(solved)
     assert "--labels" not in str(solved)
+
+
+def test_masks_to_check_are_shown_under_their_colors(tmp_path: Path) -> None:
+    data = SegmentationDataModule(str(write_scenes(tmp_path / "d", 4)), image_size=32, val_size=0, test_size=0)
+    data.setup("fit")
+    best: Any = SimpleNamespace(
+        scores=np.array([[0.9, 0.1, 0.9, 0.9]]), source=SimpleNamespace(task=Segmentation(data.num_classes))
+    )
+    delivery = Delivery(tmp_path, CrossFittedTemperature(1.0, 4, ()), writes="masks")
+    doubt_masks(data, best, np.ones(4, dtype=bool), delivery)
+    assert delivery.doubtful == [1]
+    page = render_solution("mine", ["Judged."], [], [], delivery, data, "IoU")
+    assert "mask to check" in page
+    assert "labeled mask" not in page
 
 
 def test_a_second_call_computes_no_recipe_again(

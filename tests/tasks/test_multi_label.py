@@ -147,7 +147,10 @@ def test_the_four_commands_know_several_classes(workdir: Path, capsys: pytest.Ca
     assert main(["fit", *FINE, "--trainer.max_epochs=8", "--run_name=multi"]) == 0
     run = Path("lightning_logs/multi/version_0")
     (_best,) = (run / "checkpoints").glob("best-*mean_average_precision=*.ckpt")
+    capsys.readouterr()
     assert main(["test", str(run)]) == 0
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  test/")]
+    assert len({line.rindex(" ") for line in printed}) == 1  # one column, however long the names are
     metrics = {row["metric"]: float(row["value"]) for row in read_rows(run / "metrics.csv")}
     assert metrics["test/mean_average_precision"] > 0.9
     assert metrics["test/micro_f1"] > 0.8
@@ -203,6 +206,8 @@ def test_unlabeled_examples_are_learned_from_and_a_resumed_run_ends_the_same(str
     if strategy == "ClassAwarePseudoLabels":  # its memory is not full yet
         torch.testing.assert_close(*(s["strategy.recent"] for s in states), equal_nan=True, rtol=0, atol=0)
     assert main(["test", str(folders[1])]) == 0
+    logged = {row["metric"] for row in read_rows(folders[1] / "metrics.csv")}
+    assert {"val/exact_match", "val/control_exact_match"} <= logged
 
 
 def test_pseudo_labels_have_the_shares_of_the_labels() -> None:

@@ -174,6 +174,8 @@ def test_the_page_of_a_run_names_sets(name: str) -> None:
     assert f"All classes are right for {right.double().mean():.1%}" in text
     if not right.all():
         assert "missing: " in text or "wrong: " in text
+    assert re.search(r"(is|maybe|near:) \w+ \+ \w+", text)
+    assert not re.search(r"(is|x|maybe|near:|,) (\w+)?;(\w| loss| \w+\.png)", re.sub(r"; loss", ",", text))
     proposals = read_rows(run / "label_next.csv")
     assert proposals
     assert all({*row["predicted"].strip(";").split(";")} <= {*CLASSES, ""} for row in proposals)

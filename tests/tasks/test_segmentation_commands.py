@@ -118,7 +118,7 @@ def test_a_report_shows_the_worst_images_first(run: Path) -> None:
     cells += [f"{right / (true + predicted - right):.3f}", f"{2 * right / (true + predicted):.3f}"]
     assert f"<td>square</td><td>18</td><td>8</td>{''.join(f'<td>{cell}</td>' for cell in cells)}" in table
     assert "<td>nothing</td><td>0</td><td>0</td><td>0</td><td>0.0%</td>" in table
-    assert "In pixels: It is " in page
+    assert "In pixels, it is " in page
     assert "mean iou" in page[page.index("<h2>Training curves") :]
     assert "http" not in re.sub(r"http://www.w3.org/\S+", "", page)
     with (run / "label_next.csv").open(newline="") as file:

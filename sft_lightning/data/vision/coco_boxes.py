@@ -30,6 +30,7 @@ class CocoBoxes(BoxSource):
         """
         self.path, self.name = path, str(path)
         self._coco = CocoFiles(path, root)
+        self.messages = self._coco.messages
         self.class_names = name_classes(self._coco.class_names, class_names, self.name)
 
     @property

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sft_lightning.data.bad_examples import show_path
 from sft_lightning.data.frames import list_frames, split_path
+from sft_lightning.data.issues import Finding
 from sft_lightning.data.listed_files import find_files
 from sft_lightning.data.source import split_of_name
 from sft_lightning.data.vision.dicom_header import count_frames
@@ -16,6 +17,7 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.json_files import read_json
 
 _ROBOFLOW = "_annotations.coco.json"
+_NO_ANNOTATION = re.compile(rb'"annotations"\s*:\s*\[\s*\]')
 
 
 class ListedImage(NamedTuple):
@@ -49,6 +51,7 @@ class CocoFiles:
         categories: Name of each category by its number, the same in all splits.
         listed: Images of each split, in the order of the JSON.
         others: Images beside those of `train` that no JSON lists.
+        messages: Findings about JSON files without an annotation.
         folder: Folder that names of images are relative to.
     """
 
@@ -74,6 +77,16 @@ class CocoFiles:
                         f"category {number} is {name!r} in '{where}' and {self.categories[number]!r} in another split: "
                         "give each category one name"
                     )
+        self.messages = [
+            Finding(
+                "missing_class",
+                f"'{show_path(self.files[split])}' lists no annotation, so that each of its {len(content['images']):,} "
+                "images counts as one that shows nothing to annotate",
+                [str(self.files[split])],
+            )
+            for split, content in contents.items()
+            if not content["annotations"]
+        ]
         self.listed: dict[str, list[ListedImage]] = {}
         folders = {
             split: _find_images(self.files[split], content["images"], root) for split, content in contents.items()
@@ -127,6 +140,22 @@ def find_coco_files(path: Path) -> dict[str, Path]:
         if split is not None:
             found[split] = file
     return found
+
+
+def refuse_unannotated(files: Sequence[Path]) -> None:
+    """Refuse JSON files none of which has an annotation, so that it is not known whether boxes or outlines are meant.
+
+    Args:
+        files: Paths of the JSON files of a source.
+
+    Raises:
+        InputError: All of their lists of annotations are empty.
+    """
+    if files and all(_NO_ANNOTATION.search(file.read_bytes()) for file in files):
+        raise InputError(
+            f"'{show_path(files[0])}' lists no annotation: draw boxes or outlines in some of its images, or name the "
+            "folder of the images as the source"
+        )
 
 
 def _read_coco(file: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class CocoSource(MaskSource):
         self.path, self.name = path, str(path)
         refuse_colors(self.name, class_colors)
         self._coco = CocoFiles(path, root)
+        self.messages = self._coco.messages
         self.coding = make_outline_coding(path, self._coco.class_names, class_names)
         self.class_names = self.coding.class_names
         numbers = {number: self.class_names.index(name) for number, name in self._coco.categories.items()}

@@ -47,10 +47,13 @@ def make_coding(
     if names is not None:
         ordered = order_names(class_names, names, "classes.txt")
         numbers = {value: ordered.index(name) for value, name in enumerate(names)}
+        return check_count(MaskCoding(tuple(ordered), numbers, False, ignore_index), folder)
+    if class_names is not None:
+        ordered, largest = [*class_names], None
     else:
-        ordered = [*class_names] if class_names is not None else _count_classes(masks, ignore_index)
-        numbers = {value: value for value in range(len(ordered))}
-    return check_count(MaskCoding(tuple(ordered), numbers, False, ignore_index), folder)
+        ordered, largest = _count_classes(masks, ignore_index)
+    numbers = {value: value for value in range(len(ordered))}
+    return check_count(MaskCoding(tuple(ordered), numbers, False, ignore_index, largest=largest), folder)
 
 
 def order_names(class_names: Sequence[str] | None, known: Sequence[str], where: str) -> list[str]:
@@ -174,8 +177,8 @@ def _from_rows(table: Path, rows: Sequence[Mapping[str, str]]) -> tuple[list[str
     return None, check_colors(colors)
 
 
-def _count_classes(masks: Iterable[Path], ignore_index: int) -> list[str]:
-    """Return numbers as names, up to the largest value of all masks."""
+def _count_classes(masks: Iterable[Path], ignore_index: int) -> tuple[list[str], Path | None]:
+    """Return numbers as names, up to the largest value of all masks, and the first mask that has it."""
     values: set[int] = set()
     first: dict[int, Path] = {}
     for path in masks:
@@ -201,4 +204,4 @@ def _count_classes(masks: Iterable[Path], ignore_index: int) -> list[str]:
             f"mask '{where}' has the value {highest}, which cannot be the number of a class: list the classes in "
             "class_names, or give class_colors"
         )
-    return [str(value) for value in range(highest + 1)]
+    return [str(value) for value in range(highest + 1)], first.get(highest)

@@ -31,6 +31,7 @@ class MaskCoding:
         by_color: Whether values are colors, in whatever mode the file is.
         ignore_index: Value of pixels that are not counted; not used with colors.
         palette: Color of each class for people, where the data names one.
+        largest: Mask of the largest value, where the values number the classes and nothing names them.
     """
 
     class_names: tuple[str, ...]
@@ -38,6 +39,7 @@ class MaskCoding:
     by_color: bool = False
     ignore_index: int = 255
     palette: dict[int, Color] = field(default_factory=dict)
+    largest: Path | None = None
 
     def read(self, path: Path) -> npt.NDArray[np.int16]:
         """Read a mask as numbers of classes, int16, (H, W); -1 where a pixel is not counted.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sft_lightning.data.source import split_of_name
 from sft_lightning.data.table_header import read_column_names
-from sft_lightning.data.vision.coco_files import find_coco_files
+from sft_lightning.data.vision.coco_files import find_coco_files, refuse_unannotated
 from sft_lightning.data.vision.coco_source import CocoSource
 from sft_lightning.data.vision.mask_sources import EXPECTED, MaskFolder, MaskSource, MaskTable
 from sft_lightning.data.vision.yolo_source import YoloFolder
@@ -17,19 +17,25 @@ def holds_masks(name: str) -> bool:
 
     Args:
         name: Source as the user named it.
+
+    Raises:
+        InputError: It is COCO's, and none of its files has an annotation.
     """
     path = Path(name)
     if path.suffix.lower() in (".csv", ".parquet"):
         names = {name.strip().casefold() for name in read_column_names(path)} if path.is_file() else set[str]()
         return {"path", "mask"} <= names and "label" not in names  # classes count where a table has both
     if path.suffix.lower() == ".json":
+        refuse_unannotated([path] if path.is_file() else [])
         return path.is_file()
     if not path.is_dir():
         return False
     folders = [path, *(child for child in path.glob("*/") if split_of_name(child.name))]
     if any((one / "images").is_dir() and (one / target).is_dir() for one in folders for target in ("masks", "labels")):
         return True
-    return bool(find_coco_files(path))
+    files = [*find_coco_files(path).values()]
+    refuse_unannotated(files)
+    return bool(files)
 
 
 def open_mask_source(

@@ -1,10 +1,12 @@
 """`SegmentationDataModule`: images of which few have masks, in batches of the parts that a paradigm requests."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from sft_lightning.data.bad_examples import show_path
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.run_splits import TestOn
 from sft_lightning.data.source import Source
@@ -14,13 +16,15 @@ from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.mask_classes import check_colors
 from sft_lightning.data.vision.mask_sources import HAS_MASK, MaskSource
 from sft_lightning.data.vision.mask_storage import MaskGeometry
-from sft_lightning.data.vision.masks import Color, make_palette
+from sft_lightning.data.vision.masks import Color, MaskCoding, make_palette, unpack_color
 from sft_lightning.data.vision.open_masks import open_mask_source
 from sft_lightning.data.vision.segmentation_views import ColorView, SegmentationViews
 from sft_lightning.data.vision.views import WeakView, make_view
 from sft_lightning.utils.errors import InputError, check_min
+from sft_lightning.utils.inputs import Inputs
 
 _MAX_SHARES = 8  # classes whose share is listed
+_MAX_LISTED = 5  # classes without a training pixel that a message names
 _AT_ONCE = 64  # masks that are read before it is asked whether all classes were seen
 _UNCHANGED, _COLORS = WeakView(), ColorView()
 
@@ -203,22 +207,24 @@ class SegmentationDataModule(AnnotatedImageDataModule):
         return None if counts is None else (counts > 0).long()
 
     def on_splits_read(self, source: Source) -> None:
-        """Say which classes cannot be learned, since no training mask has a pixel of them."""
+        """Say which classes no training mask has a pixel of, and which other masks have some."""
         super().on_splits_read(source)
         lacking = self._find_unseen() if len(self.splits["labeled"]) else []
         if not lacking:
             return
-        listed = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
-        message = f"no training mask has a pixel of {listed}, so that it cannot be learned"
+        names = [self.class_names[k] for k in lacking]
+        listed = ", ".join(map(repr, names[:_MAX_LISTED])) + (", ..." if len(names) > _MAX_LISTED else "")
+        message = f"no training mask has a pixel of {listed}, which cannot be learned"
+        message += self._describe_evaluated(lacking) + self._describe_largest()
         if self.class_colors is None:
             message += f"; pixels of value {self.ignore_index} (ignore_index) are not counted"
             if self.ignore_index == 255 and self.num_classes <= 2:
                 message += (
                     ": where they are a class, set class_colors, such as {other: [0, 0, 0], object: [255, 255, 255]}"
                 )
-        self.request.findings.append(Finding("missing_class", message, lacking))
+        self.request.findings.append(Finding("missing_class", message, names))
 
-    def _find_unseen(self) -> list[str]:
+    def _find_unseen(self) -> list[int]:
         """Return the classes without a pixel in the training masks, of which no more are read than it takes."""
         split, seen = self.splits["labeled"], torch.zeros(self.num_classes, dtype=torch.bool)
         for start in range(0, len(split), _AT_ONCE):
@@ -226,7 +232,39 @@ class SegmentationDataModule(AnnotatedImageDataModule):
             seen |= torch.ones_like(seen) if counts is None else counts.sum(0) > 0
             if bool(seen.all()):
                 break
-        return [name for name, is_seen in zip(self.class_names, seen.tolist(), strict=True) if not is_seen]
+        return (~seen).nonzero()[:, 0].tolist()
+
+    def _describe_evaluated(self, classes: Sequence[int]) -> str:
+        """Return a clause with the first validation or test mask of each of some classes; empty where none has them."""
+        first: dict[int, str] = {}
+        for name in ("val", "test"):
+            split = self.splits.get(name)
+            counts = None if split is None else split.part.storage.count_classes(split.indices)
+            if split is None or counts is None:
+                continue
+            for k in classes:
+                if k not in first and len(having := counts[:, k].nonzero()):
+                    where = split.part.ids[split.indices[int(having[0])]]
+                    value = self._describe_value(k)
+                    first[k] = f"the {name} mask of '{where}' has pixels of {self.class_names[k]!r}{value}"
+        listed = ", ".join([*first.values()][:_MAX_LISTED]) + (", ..." if len(first) > _MAX_LISTED else "")
+        return f"; {listed}, all of which count as wrong" if first else ""
+
+    def _describe_value(self, number: int) -> str:
+        """Return the value or color of a class in the masks; an empty text where its name says it, or for outlines."""
+        coding = self._coding
+        numbers = coding.numbers if coding is not None else {}
+        value = next((value for value, own in numbers.items() if own == number), None)
+        if coding is None or value is None or str(value) == self.class_names[number]:
+            return ""
+        return f" (color {list(unpack_color(value))})" if coding.by_color else f" (value {value})"
+
+    def _describe_largest(self) -> str:
+        """Return a clause with the mask of the largest value, where values number the classes."""
+        if self._coding is None or self._coding.largest is None:
+            return ""
+        where = show_path(self._coding.largest)
+        return f"; classes are numbered up to the largest value of the masks, {self.num_classes - 1} in '{where}'"
 
     def describe_labels(self) -> str:
         """Return the number of training masks, and the share of the pixels of each class."""
@@ -242,10 +280,16 @@ class SegmentationDataModule(AnnotatedImageDataModule):
         return f"{masks} of {len(shares)} classes ({', '.join(shares[:_MAX_SHARES])}{more} of the pixels){note}"
 
     @property
+    def _coding(self) -> MaskCoding | None:
+        """Meaning of the values of the masks of the source; None for a source of one's own."""
+        source = self.source.original
+        return source.coding if isinstance(source, MaskSource) else None
+
+    @property
     def palette(self) -> list[Color]:
         """Color of each class: that of its masks where they hold colors."""
-        colors = {} if self.class_colors is None else check_colors(self.class_colors)
-        names = self.class_names
+        coding, names = self._coding, self.class_names
+        colors = {} if coding is None else {coding.class_names[k]: rgb for k, rgb in coding.palette.items()}
         return make_palette(len(names), {names.index(name): rgb for name, rgb in colors.items() if name in names})
 
     # --- how files are read, and views
@@ -253,6 +297,21 @@ class SegmentationDataModule(AnnotatedImageDataModule):
     def with_annotations(self, geometry: Geometry) -> MaskGeometry:
         """Return the geometry with which masks are read, too."""
         return MaskGeometry.of(geometry)
+
+    def annotated_inputs_of(self, name: str, positions: list[int]) -> Inputs:
+        """Return images with their masks, a mapping of `image` and `mask`; those of an unlabeled split alone."""
+        if name == "unlabeled":
+            return self.inputs_of(name, positions)
+        pairs = [self.read_pair(name, position) for position in positions]
+        return {"image": torch.stack([x for x, _ in pairs]), "mask": torch.stack([y for _, y in pairs])}
+
+    def show_annotated(self, x: Inputs) -> Tensor:
+        """Return images under the colors of their masks; pixels that are not counted keep their color."""
+        if isinstance(x, Tensor):
+            return self.views.show(x)
+        image = self.views.show(x["image"]).expand(-1, 3, -1, -1)
+        colors = torch.tensor(self.palette, dtype=image.dtype)[x["mask"].clamp(min=0)].permute(0, 3, 1, 2) / 255
+        return torch.where(x["mask"][:, None] < 0, image, (image + colors) / 2)
 
     def make_views(self, weak_view: WeakView) -> SegmentationViews:
         """Make the views of images and masks."""

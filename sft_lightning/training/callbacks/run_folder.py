@@ -130,8 +130,10 @@ class RunFolder(SaveConfigCallback):
         self._print_metrics(trainer)
 
     def _print_metrics(self, trainer: Trainer) -> None:
-        for name, value in sorted(trainer.callback_metrics.items()):
-            rank_zero_info(f"  {name:<24} {float(value):.4f}")
+        metrics = sorted(trainer.callback_metrics.items())
+        width = max([24, *(len(name) for name, _ in metrics)])
+        for name, value in metrics:
+            rank_zero_info(f"  {name:<{width}} {float(value):.4f}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Explain exhausted memory here, where the stage of the trainer is still known."""

@@ -105,15 +105,43 @@ def test_classes_without_a_pixel_are_named(tmp_path: Path) -> None:
     for file in (folder / "masks").iterdir():
         Image.fromarray(((np.asarray(Image.open(file)) > 0) * 255).astype(np.uint8)).save(file)
     (folder / "classes.txt").unlink(missing_ok=True)
-    data = module(folder, class_names=["other", "object"])
-    data.setup("fit")
-    (found,) = [one.message for one in data.request.findings if "no training mask" in one.message]
-    assert "no training mask has a pixel of 'object', so that it cannot be learned" in found
+    found = find_unlearned(folder, class_names=["other", "object"])
+    assert "no training mask has a pixel of 'object', which cannot be learned" in found
     assert "set class_colors, such as {other: [0, 0, 0], object: [255, 255, 255]}" in found
     data = module(folder, class_colors={"other": [0, 0, 0], "object": [255, 255, 255]})
     data.setup("fit")
     assert not [one.message for one in data.request.findings if "no training mask" in one.message]
     assert bool((data.labeled_counts() > 0).all())
+
+
+def find_unlearned(folder: Path, **settings: Any) -> str:
+    data = module(folder, **settings)
+    data.setup("fit")
+    (found,) = [one.message for one in data.request.findings if "no training mask" in one.message]
+    return found
+
+
+def test_evaluated_classes_without_a_training_pixel_are_named_with_file_and_value(tmp_path: Path) -> None:
+    for k, split in enumerate(("train", "val", "test")):
+        write_scenes(tmp_path / "d" / split, 3, start=10 * k)
+    odd = tmp_path / "d" / "test" / "masks" / "s001.png"
+    mask = np.asarray(Image.open(odd)).copy()
+    mask[0, 0] = 4
+    Image.fromarray(mask).save(odd)
+    found = find_unlearned(tmp_path / "d")
+    assert "no training mask has a pixel of '3', '4', which cannot be learned" in found
+    assert "; the test mask of 'test/images/s001.png' has pixels of '4', all of which count as wrong" in found
+    assert f"up to the largest value of the masks, 4 in '{odd}'" in found
+    found = find_unlearned(tmp_path / "d", class_names=[*CLASSES, "road", "sky"])
+    assert "; the test mask of 'test/images/s001.png' has pixels of 'sky' (value 4), all of which" in found
+    assert "largest value" not in found
+    as_color(mask.clip(0, 2)).save(odd)
+    for file in [*(tmp_path / "d").glob("*/masks/*.png")]:
+        values = np.asarray(Image.open(file).convert("L"))
+        Image.fromarray(np.where(values == values[0, 0], 0, 9).astype(np.uint8)).save(file)
+    Image.fromarray(np.full((32, 32), 7, dtype=np.uint8)).save(odd)
+    colors = {"rest": [0, 0, 0], "thing": [9, 9, 9], "sky": [7, 7, 7]}
+    assert "has pixels of 'sky' (color [7, 7, 7]), all of which" in find_unlearned(tmp_path / "d", class_colors=colors)
 
 
 def spoil_size(folder: Path) -> None:
@@ -307,6 +335,14 @@ def test_palettes_are_those_of_the_data_or_of_voc(tmp_path: Path) -> None:
         assert image.mode == "P"
         assert np.asarray(image).tolist() == [[0, 1], [255, 2]]
         assert image.convert("RGB").getpixel((1, 0)) == (128, 0, 0)
+    write_scenes(tmp_path / "d", 3)
+    for file in (tmp_path / "d" / "masks").iterdir():
+        as_color(np.asarray(Image.open(file))).save(file)
+    lines = [f"{name},{','.join(map(str, COLORS[name]))}" for name in reversed(CLASSES)]
+    (tmp_path / "d" / "classes.csv").write_text("\n".join(["name,r,g,b", *lines]))
+    expected = [(*COLORS[name],) for name in reversed(CLASSES)]
+    assert module(tmp_path / "d").palette == expected
+    assert module(tmp_path / "d", class_names=CLASSES).palette == expected[::-1]
 
 
 def test_classifiers_refuse_masks(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Masks from outlines: polygons of YOLO, polygons and run lengths of COCO."""
 
 import json
+import re
 from array import array
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from matplotlib.path import Path as Polygon
 from PIL import Image
 
-from sft_lightning import SegmentationDataModule
+from sft_lightning import DetectionDataModule, SegmentationDataModule
+from sft_lightning.data.open_data import find_data_class
 from sft_lightning.data.vision.mask_storage import MaskedImages
 from sft_lightning.data.vision.outlines import Outlines, Shape, decode_runs, fill_polygon
 from sft_lightning.utils.errors import InputError
@@ -200,6 +202,21 @@ def test_folders_of_coco_have_splits(layout: str, tmp_path: Path) -> None:
         "labeled": 2, "unlabeled": 1, "val": 2, "test": 0,
     }  # fmt: skip
     assert {Path(name).name for name in masks_of(data, "val")} == {"c.png", "d.png"}
+
+
+def test_files_without_an_annotation_are_named(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / "train" / f"{name}.png")
+    file = tmp_path / "train/_annotations.coco.json"
+    file.write_text(json.dumps(make_coco("ab", annotations=[])))
+    said = rf"'{re.escape(str(file))}' lists no annotation, so that each of its 2 images counts as one that shows"
+    for cls in (SegmentationDataModule, DetectionDataModule):
+        data = cls(str(tmp_path), image_size=32)
+        data.setup("fit")
+        assert [True for one in data.request.findings if re.match(said, one.message)] == [True]
+    for source in (tmp_path, file):  # boxes or outlines? the file does not say
+        with pytest.raises(InputError, match="lists no annotation: draw boxes or outlines in some of its images, or"):
+            find_data_class(str(source))
 
 
 def test_wrong_annotations_of_coco_are_named(tmp_path: Path) -> None:
