@@ -93,7 +93,7 @@ class AlarmThreshold(FittedModule):
         """
         count = len(self.normal_scores)
         if not count:
-            raise InputError("the threshold is not fitted: call `fit`, or load a checkpoint")
+            raise InputError("the threshold is not set: let the training reach a validation or its end")
         rank = min(count, math.ceil((count + 1) * (1 - self.rate) - 1e-9))
         threshold = self.normal_scores[rank - 1]
         above = int((self.normal_scores > threshold).sum())

@@ -228,14 +228,30 @@ def explain_unreadable(path: str, line: int | None) -> str:
     return f"config{name}: a YAML file cannot be read{place}: check its indentation and quotes"
 
 
+def explain_missing_part(*lacking: str) -> str:
+    """Explain that a call names no model, or no data, or neither.
+
+    Args:
+        lacking: Those of `model` and `data` that are missing.
+    """
+    if len(lacking) != 1:
+        return NO_MODEL_OR_DATA
+    (part,) = lacking
+    example = "FineTuneModule" if part == "model" else "ImageDataModule"
+    return (
+        f"no {part}: add --{part} with a class such as {example}, or --config with a YAML file of both, such as "
+        "configs/quickstart/fine_tune.yaml"
+    )
+
+
 def _explain_required(message: str, command: str) -> str | None:
     if "required: " in message and message.rstrip().endswith((".model", ".data")):
-        return NO_MODEL_OR_DATA
+        return explain_missing_part(message.rstrip().rpartition(".")[2])
     found = _REQUIRED.search(message)
     if found and _OWNER.search(message):
         return f"{_find_key(message)}.{found[1] or found[2]} is missing: set it"
     if found and {found[1], found[2]} & {"model", "data"}:
-        return NO_MODEL_OR_DATA
+        return explain_missing_part(*({found[1], found[2]} & {"model", "data"}))
     if not found or command not in COMMANDS:
         return None
     words = {option: what for what, option in COMMANDS[command].words.items()}

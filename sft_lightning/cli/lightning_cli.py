@@ -37,7 +37,7 @@ from sft_lightning import (  # noqa: F401
     WarmupCosine,
 )
 from sft_lightning.cli.argv import add_run_config, normalize_argv
-from sft_lightning.cli.error_messages import NO_MODEL_OR_DATA
+from sft_lightning.cli.error_messages import explain_missing_part
 from sft_lightning.cli.fast_loop import LeanEpochLoop, NoProfiler
 from sft_lightning.cli.logging import silence_third_party
 from sft_lightning.cli.parser import Parser
@@ -174,8 +174,8 @@ class SFTCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Apply what the checkpoint determines: classes, input size and the settings of the optimizer."""
         config = self.config[self.config.subcommand]
-        if config.get("model") is None or config.get("data") is None:
-            raise InputError(NO_MODEL_OR_DATA)
+        if lacking := [part for part in ("model", "data") if config.get(part) is None]:
+            raise InputError(explain_missing_part(*lacking))
         for section in ("model", "data"):
             _refuse_null(section, config[section])
         settings = config.model.get("init_args") or {}

@@ -48,10 +48,11 @@ class TableColumns:
         self.positions = {name: plain.index(name) for name in known if name in plain}
         if missing := [name for name in needed if name not in self.positions]:
             texts = ": of texts, use TextDataModule; `solve` takes them, too" if "text" in plain else ""
+            optional = "".join(f"[,{name}]" for name in known if name not in needed)
             raise InputError(
                 f"{self._where} lacks the column {' and '.join(map(repr, missing))}; its columns are "
                 f"{', '.join(map(repr, self._names)) or 'none'}, needed are "
-                f"{','.join(needed) if len(needed) > 1 else 'path,label'}[,split][,group]"
+                f"{','.join(needed)}{optional}"
                 f"{self._suggest_names(missing) or texts}"
             )
         self.class_positions = {name: [*names].index(name) for name in classes}

@@ -22,7 +22,8 @@ from sft_lightning.utils.inputs import Inputs
 class DefectDetector(Paradigm):
     """Base of the detectors that learn from normal examples alone, on maps of features of a frozen backbone.
 
-    Each validation of a training sets the threshold, from the scores of normal examples that were not learned.
+    Each validation of a training sets the threshold, from the scores of normal examples that were not learned, and so
+    does its end if steps followed the last validation.
 
     Attributes:
         alarm: Threshold, with what it promises.
@@ -47,6 +48,7 @@ class DefectDetector(Paradigm):
         self.alarm = AlarmThreshold(false_alarm_rate)
         self._metrics = {stage: AnomalyMetrics() for stage in ("val", "test")}
         self._held_out: list[Tensor] = []  # scores and highest places of normal validation examples, (B, 2)
+        self._set_at = -1  # step of the training at which the threshold was set
 
     def warn_without_weights(self, weights: str) -> None:
         """Say that maps of random weights say little.
@@ -129,7 +131,10 @@ class DefectDetector(Paradigm):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add a batch to the validation metrics, and its normal examples to those of the threshold."""
-        scores = self._evaluation_step("val", batch)
+        self._hold_out(batch, self._evaluation_step("val", batch))
+
+    def _hold_out(self, batch: Any, scores: Scores) -> None:
+        """Keep the scores of the normal examples of a batch."""
         both = torch.stack([scores.example, scores.map.flatten(1).amax(1)], 1).double()
         self._held_out.append(both[batch.y.to(both.device) == 0])
 
@@ -149,13 +154,28 @@ class DefectDetector(Paradigm):
     def on_validation_epoch_end(self) -> None:
         """Set the threshold if this is the validation of a training, and log the metrics."""
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self._set_threshold()
+            self._set_threshold(all_gather_cat(torch.cat(self._held_out)))
         super().on_validation_epoch_end()
 
-    def _set_threshold(self) -> None:
-        scores, peaks = all_gather_cat(torch.cat(self._held_out)).T
+    def on_train_epoch_end(self) -> None:
+        """Set the threshold at the end of a training whose last steps no validation followed."""
+        super().on_train_epoch_end()
+        if not self.is_last_epoch or self._set_at == self.trainer.global_step:
+            return
+        self._held_out = []
+        self.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in self.find_data().batches_of("val", self.device):  # all of them on every process
+                self._hold_out(batch, self._score(batch))
+        self.train()
+        self._set_threshold(torch.cat(self._held_out))
+
+    def _set_threshold(self, held_out: Tensor) -> None:
+        """Set the threshold from scores and highest places of all normal validation examples, (n, 2)."""
+        scores, peaks = held_out.T
         check_held_out(len(scores))
         self.alarm.fit(scores, peaks)
+        self._set_at = self.trainer.global_step
         promise = self.alarm.promise
         if not self.is_last_epoch:
             return

@@ -173,7 +173,7 @@ def render_threshold(judged: Judged, chosen: Judged, threshold: float) -> Markup
     """
     note = (
         f"At a score of {threshold:.2f}, the F1 of the {format_split(chosen.name)} split at an IoU of 0.5 is largest. "
-        "Set score_threshold (`predict --model.score_threshold`) by what a false detection costs against a missed one; "
+        "Set it (predict --model.score_threshold) by what a false detection costs against a missed one; "
         "leave it low where average precision is measured."
     )
     if chosen.name == judged.name:

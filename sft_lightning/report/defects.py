@@ -13,6 +13,7 @@ from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.networks.weights import read_weights
 from sft_lightning.report import figures
 from sft_lightning.report.examples import format_split
+from sft_lightning.training.callbacks.vision.heat_maps import color_scores
 from sft_lightning.utils.html import Section, render_note, render_table, render_tiles
 
 _NUM_SHOWN = 6  # examples of each section
@@ -93,6 +94,9 @@ class DetectorReport:
             *((name, self.scores[self.labels == k]) for k, name in enumerate(self.kinds) if k),
         ]
         shown = [(name, own) for name, own in groups if len(own)]
+        last = len(figures.COLORS) - 1
+        if len(shown) > last + 1:  # more kinds than there are colors
+            shown = [*shown[:last], ("other kinds", torch.cat([own for _, own in shown[last:]]))]
         every = torch.cat([own for _, own in shown])
         edges = torch.linspace(float(every.min()), float(every.max()) + 1e-9, _BINS + 1).tolist()
         for (_, own), color in zip(shown, figures.COLORS, strict=False):
@@ -145,13 +149,15 @@ class DetectorReport:
         x = data.inputs_of(self.name, places)
         maps = self._score(x)[1]
         peak, ids = float(self._model.alarm.normal_peaks.median()), data.splits[self.name].ids
-        heat = (2 * (maps / max(peak, 1e-12) - 1)).clamp(0, 1).float()
+        relative = maps / max(peak, 1e-12)
         tiles = []
-        for own, hot, position, place in zip(data.views.show(x), heat, order.tolist(), places, strict=True):
+        for own, hot, position, place in zip(data.views.show(x), relative, order.tolist(), places, strict=True):
             assert isinstance(own, Tensor)
-            drawn = figures.embed_example(figures.overlay_heat(own, hot), ids[place], _SIDE)
+            pixels = color_scores(255 * own.expand(3, -1, -1).permute(1, 2, 0).numpy(), hot)
+            drawn = figures.embed_example(torch.from_numpy(pixels / 255).permute(2, 0, 1), ids[place], _SIDE)
             tiles.append((drawn, [self.kinds[int(self.labels[position])], f"score {float(self.scores[position]):.4g}"]))
         note = (
-            "Red begins at the highest place of a typical held-out normal example, and yellow is one and a half of it."
+            "Colors begin (yellow) at the highest place of a typical held-out normal example, and end (red) at one and "
+            "a half of it."
         )
         return render_note(note) + render_tiles(tiles)

@@ -49,8 +49,8 @@ def describe_run(
     evaluation, curves = PixelEvaluation(opened), read_curves(opened.folder)
     confidence, calibration = render_calibration(evaluation.judged, evaluation.validation, None, one_class)
     note = (
-        f"Of {len(evaluation.judged.labels):,} pixels, as many of each image. `predict` gives probabilities as the "
-        "network does, at temperature 1."
+        f"Of {len(evaluation.judged.labels):,} pixels, as many of each image. Predicted probabilities are those of "
+        "the network, at temperature 1."
     )
     sections = [
         Section("Results by class", render_classes(evaluation)),

@@ -153,7 +153,7 @@ def test_a_threshold_keeps_its_promise_on_every_distribution() -> None:
 
 def test_few_normal_examples_promise_little() -> None:
     alarm = AlarmThreshold(0.01)
-    with pytest.raises(InputError, match="threshold is not fitted"):
+    with pytest.raises(InputError, match="threshold is not set"):
         _ = alarm.promise
     alarm.fit(torch.arange(9.0), torch.arange(9.0))
     promise = alarm.promise

@@ -41,7 +41,7 @@ def test_maps_stand_side_by_side_at_a_quarter_of_the_sides() -> None:
     assert found.shape == (2, 12, 8, 8)
     torch.testing.assert_close(found[:, :3], F.avg_pool2d(x, 4))
     torch.testing.assert_close(found[:, 9:], x.mean((2, 3), keepdim=True).expand(-1, -1, 8, 8))
-    with pytest.raises(InputError, match="gives no maps, from which pixels cannot be classified"):
+    with pytest.raises(InputError, match="gives no maps, which masks, boxes and heat maps cannot be made from"):
         build_backbone("mlp", (3, 32, 32), "none")[0].stack_maps()
 
 

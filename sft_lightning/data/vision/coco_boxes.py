@@ -6,8 +6,11 @@ from typing import Any
 
 from sft_lightning.data.source import Examples, relative
 from sft_lightning.data.vision.box_sources import BoxSource, name_classes
+from sft_lightning.data.vision.coco_entries import name_annotation, read_field, refuse_value
 from sft_lightning.data.vision.coco_files import CocoFiles, ListedImage
 from sft_lightning.data.vision.objects import Objects, make_objects, refuse_objects
+
+_BOX = "four numbers, [x, y, width, height]"
 
 
 class CocoBoxes(BoxSource):
@@ -62,19 +65,28 @@ class CocoBoxes(BoxSource):
 def _read_objects(file: Path, image: ListedImage, numbers: Mapping[int, int]) -> Objects:
     rows = []
     for one in image.annotations:
-        name = f"annotation {one.get('id', '?')}"
+        name = name_annotation(one)
         if one["category_id"] not in numbers:
             problem = f"{name} has the category {one['category_id']}, which categories does not list: add or correct it"
             return refuse_objects(file, problem, image.sides)
         try:
-            rows.append((numbers[one["category_id"]], _read_box(one), bool(int(one.get("iscrowd", 0)))))
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            what = f"{type(error).__name__}: {error}"
-            problem = f"{name} needs a bbox of four numbers, [x, y, width, height], and iscrowd of 0 or 1 ({what})"
-            return refuse_objects(file, problem, image.sides)
+            rows.append((numbers[one["category_id"]], _read_box(one, name), _read_crowd(one, name)))
+        except ValueError as error:
+            return refuse_objects(file, str(error), image.sides)
     return make_objects(file, rows, image.sides)
 
 
-def _read_box(one: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    left, top, width, height = map(float, one["bbox"])
+def _read_box(one: Mapping[str, Any], name: str) -> tuple[float, float, float, float]:
+    value = read_field(one, "bbox", name, _BOX)
+    try:
+        left, top, width, height = map(float, value if isinstance(value, list) else ())
+    except (TypeError, ValueError, OverflowError) as error:
+        raise refuse_value("bbox", value, name, _BOX) from error
     return left, top, left + width, top + height
+
+
+def _read_crowd(one: Mapping[str, Any], name: str) -> bool:
+    value = one.get("iscrowd", 0)
+    if value not in (0, 1, "0", "1"):
+        raise refuse_value("iscrowd", value, name, "0 or 1")
+    return value in (1, "1")

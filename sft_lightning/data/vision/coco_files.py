@@ -11,6 +11,7 @@ from sft_lightning.data.frames import list_frames, split_path
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.listed_files import find_files
 from sft_lightning.data.source import split_of_name
+from sft_lightning.data.vision.coco_entries import name_annotation, read_id, read_list, read_text, read_whole
 from sft_lightning.data.vision.dicom_header import count_frames
 from sft_lightning.data.vision.file_kinds import IMAGES
 from sft_lightning.utils.errors import InputError
@@ -162,16 +163,17 @@ def _read_coco(file: Path) -> dict[str, Any]:
     """Return images, categories by number, and annotations by number of the image."""
     where, content = f"'{show_path(file)}'", read_json(file, "give a JSON of COCO")
     try:
-        images = [_read_image(one) for one in content["images"]]
-        listed = [(int(one["id"]), str(one["name"])) for one in content["categories"]]
-        annotations: dict[Any, list[dict[str, Any]]] = {}
-        for one in content["annotations"]:
-            annotations.setdefault(one["image_id"], []).append({**one, "category_id": int(one["category_id"])})
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{where} is not an annotation of COCO ({type(error).__name__}: {error}): it needs images, annotations and "
-            "categories"
-        ) from error
+        entries, drawn, kinds = (read_list(content, field) for field in ("images", "annotations", "categories"))
+        images = [_read_image(one, f"entry {k + 1} of images") for k, one in enumerate(entries)]
+        named = [(one, f"entry {k + 1} of categories") for k, one in enumerate(kinds)]
+        listed = [(read_whole(one, "id", name), read_text(one, "name", name)) for one, name in named]
+        annotations: dict[int | str, list[dict[str, Any]]] = {}
+        for k, one in enumerate(drawn):
+            name = name_annotation(one, k)
+            own = annotations.setdefault(read_id(one, "image_id", name), [])
+            own.append({**one, "category_id": read_whole(one, "category_id", name)})
+    except ValueError as error:
+        raise InputError(f"{where} is not an annotation of COCO: {error}") from error
     categories = dict(listed)
     for number, name in listed:
         if categories[number] != name:
@@ -193,19 +195,19 @@ def _read_coco(file: Path) -> dict[str, Any]:
             f"{where} gives the id {one['id']} to the images {one['file_name']!r} and {names[one['id']]!r}: give each "
             "its own"
         )
-    for number, own in annotations.items():
+    for number, found in annotations.items():
         if number not in names:
             raise InputError(
-                f"{where} has annotation {own[0].get('id', '?')} of the image {number}, which images does not list: "
-                "list the image, or remove the annotation"
+                f"{where} has {name_annotation(found[0])} of the image {number!r}, which images does not list: list "
+                "it, or remove the annotation"
             )
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
-def _read_image(one: Mapping[str, Any]) -> dict[str, Any]:
-    hash(one["id"])  # a TypeError where it cannot be one
-    sides = {key: int(one[key]) for key in ("width", "height") if key in one}
-    return {**one, "id": one["id"], "file_name": Path(str(one["file_name"])).as_posix(), **sides}
+def _read_image(one: Any, name: str) -> dict[str, Any]:
+    number, file_name = read_id(one, "id", name), read_text(one, "file_name", name)
+    sides = {key: read_whole(one, key, f"image {file_name!r}") for key in ("width", "height") if key in one}
+    return {**one, "id": number, "file_name": Path(file_name).as_posix(), **sides}
 
 
 def _find_images(file: Path, images: Sequence[Mapping[str, Any]], root: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sft_lightning.data.file_groups import group_files
 from sft_lightning.data.source import SPLITS, Examples, relative
+from sft_lightning.data.vision.coco_entries import name_annotation, read_field, refuse_value
 from sft_lightning.data.vision.coco_files import CocoFiles, ListedImage
 from sft_lightning.data.vision.mask_sources import MaskSource, make_labels
 from sft_lightning.data.vision.outlined_images import BACKGROUND, OutlinedImages, make_outline_coding, refuse_colors
@@ -79,9 +80,8 @@ def _read_objects(image: ListedImage, numbers: Mapping[int, int], rest: int) -> 
     for one in image.annotations:
         try:
             shapes.append(_read_shape(one, numbers))
-        except (KeyError, TypeError, ValueError) as error:
-            why = str(error) if isinstance(error, ValueError) else repr(error)
-            return Outlines((), rest, image.sides, f"annotation {one.get('id', '?')}: {why}")
+        except ValueError as error:
+            return Outlines((), rest, image.sides, f"{name_annotation(one)}: {error}")
     return Outlines(tuple(shapes), rest, image.sides)
 
 
@@ -91,14 +91,21 @@ def _read_shape(one: Mapping[str, Any], numbers: Mapping[int, int]) -> Shape:
         raise ValueError(f"it has the category {one['category_id']}, which categories does not list")
     number = numbers[one["category_id"]]
     if isinstance(segmentation, dict):
-        counts = segmentation["counts"]
-        return Shape(number, runs=tuple(decode_runs(counts) if isinstance(counts, str) else map(int, counts)))
+        counts = read_field(segmentation, "counts", "its segmentation", "run lengths")
+        runs = tuple(decode_runs(counts) if isinstance(counts, str) else counts if isinstance(counts, list) else (-1,))
+        if not all(isinstance(run, int) and run >= 0 for run in runs):
+            raise refuse_value("counts", counts, "its segmentation", "whole numbers from 0 on")
+        return Shape(number, runs=runs)
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError(
             "it has a box alone, and masks need polygons or run lengths in `segmentation`: use DetectionDataModule for "
             "boxes"
         )
-    rings = tuple(array("d", map(float, ring)) for ring in segmentation)
+    try:
+        rings = tuple(array("d", map(float, ring)) for ring in segmentation)
+    except (TypeError, ValueError, OverflowError) as error:
+        what = "polygons, each of which is [x1, y1, x2, y2, x3, y3, ...]"
+        raise refuse_value("segmentation", segmentation, "it", what) from error
     if any(len(ring) < 6 or len(ring) % 2 or not all(map(math.isfinite, ring)) for ring in rings):
         raise ValueError("a polygon has fewer than three points, or half a point")
     return Shape(number, rings)

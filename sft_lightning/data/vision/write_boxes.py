@@ -14,7 +14,7 @@ from sft_lightning.data.bad_examples import BadFiles, show_path
 from sft_lightning.data.file_groups import GROUPS
 from sft_lightning.data.frames import split_path
 from sft_lightning.data.prepare_splits import readable
-from sft_lightning.data.source import Examples
+from sft_lightning.data.source import SPLITS, Examples
 from sft_lightning.data.vision.box_storage import BoxedImages
 from sft_lightning.data.vision.objects import Boxes, Objects, clip_corners
 from sft_lightning.data.vision.open_boxes import open_box_source
@@ -230,7 +230,11 @@ def convert_boxes(
     with open_atomic_folder(folder) as staged:
         notes = [*map(str, opened.messages), *_WRITERS[to](staged, parts, opened.class_names)]
     notes += [bad.summarize()] if bad.reasons else []
-    counts = ", ".join(f"{len(part):,} {split}" for split, part in parts.items())
+    numbers: Counter[str] = Counter(dict.fromkeys(SPLITS, 0))
+    for split, part in parts.items():  # that of YOLO holds unlabeled ones, too
+        annotated = int((part.labels >= 0).sum())
+        numbers.update({split: annotated, "unlabeled": len(part) - annotated})
+    counts = ", ".join(f"{number:,} {split}" for split, number in numbers.items() if number)
     return "\n".join([f"Written: {out} ({counts})", *(f"{note}." for note in notes)])
 
 

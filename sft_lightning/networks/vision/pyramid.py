@@ -172,8 +172,8 @@ def find_levels(net: nn.Module, name: str, shape: Sequence[int]) -> list[Level]:
     if not levels or (has_gap and not is_plain):
         found = f"only maps of stride {', '.join(map(str, strides))}" if strides else "no maps"
         raise InputError(
-            f"backbone {name!r} gives {found}, from which pixels cannot be classified: choose a convolutional network, "
-            "such as resnet18, or a transformer of timm"
+            f"backbone {name!r} gives {found}, which masks, boxes and heat maps cannot be made from: choose a "
+            "convolutional network, such as resnet18, or for masks a transformer of timm"
         )
     return levels
 

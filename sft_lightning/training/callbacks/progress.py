@@ -41,7 +41,7 @@ class Progress(TQDMProgressBar):
         if not self._due():
             return
         metrics = ", ".join(f"{n} {float(v):.4f}" for n, v in trainer.progress_bar_metrics.items())
-        rank_zero_info(f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {metrics}")
+        rank_zero_info(f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{': ' if metrics else ''}{metrics}")
 
     def init_predict_tqdm(self) -> Tqdm:
         """Return a bar that counts examples, since the number of batches may be unknown."""

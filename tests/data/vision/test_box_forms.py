@@ -323,6 +323,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, form: str, capsys: pytest
     assert after == before
     for other in ("coco", "yolo", "voc"):
         assert main(["convert-boxes", str(tmp_path / "out"), str(tmp_path / other), "--to", other]) == 0
+        assert f"Written: {tmp_path / other} (4 train, 2 val, 2 test, 2 unlabeled)" in capsys.readouterr().out
         again = contents(tmp_path / other)
         assert again["test"] == before["test"]
         assert {name: rows for name, rows in again["train"].items() if rows is not None} == before["train"] or (
@@ -421,6 +422,9 @@ def test_a_table_beside_a_folder_names_groups(tmp_path: Path, form: str) -> None
         write(folder / "groups.csv", "path,group\n" + "".join(rows) + line + "\n")
         with pytest.raises(InputError, match=sentence):
             open_folder()
+    write(folder / "groups.csv", "file,group\na.png,north\n")
+    with pytest.raises(InputError, match=r"groups.csv' lacks .*, needed are path,group: rename 'file' to 'path'"):
+        open_folder()
 
 
 def test_a_group_is_in_one_split(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_wrong_annotations_of_coco_are_named(tmp_path: Path) -> None:
             open_data(file)
 
     refuse("{", r"cannot be read .*: give a JSON of COCO")
-    refuse({"images": []}, r"is not an annotation of COCO \(KeyError: 'categories'\)")
+    refuse({"images": []}, "is not an annotation of COCO: it has no annotations: add a list")
     refuse(make_coco("ab", categories=[]), "lists no image or no category")
     refuse(make_coco("aa"), r"lists the image 'a.png' twice")
     refuse(make_coco("ab", images=[{"id": 1, "file_name": "../a.png"}]), "leads out of its folder")
@@ -242,6 +242,14 @@ def test_wrong_annotations_of_coco_are_named(tmp_path: Path) -> None:
     refuse(make_coco("ab", annotations=[{**one, "category_id": 9}]), "annotation 1: it has the category 9, which")
     refuse(make_coco("ab", annotations=[{**one, "segmentation": []}]), "annotation 1: it has a box alone")
     refuse(make_coco("ab", annotations=[{**one, "segmentation": [[1, 2]]}]), "fewer than three points")
+    for segmentation, said in (
+        ([1, 2, 3, 4, 5, 6], r"it has segmentation \[1, 2, 3, 4, 5, 6\]: give polygons, each of which is \[x1, y1"),
+        ([[1, 2, 3, None, 5, 6]], r"it has segmentation \[\[1, 2, 3, null, 5, 6\]\]: give polygons"),
+        ({"size": [24, 32]}, "its segmentation has no counts: add run lengths"),
+        ({"counts": [-1, 24 * 32 + 1]}, r"its segmentation has counts \[-1, 769\]: give whole numbers from 0 on"),
+        ({"counts": None}, "its segmentation has counts null: give whole numbers"),
+    ):
+        refuse(make_coco("ab", annotations=[{**one, "segmentation": segmentation}]), f"annotation 1: {said}")
     short = {"counts": [3, 4], "size": [24, 32]}
     refuse(make_coco("ab", annotations=[{**one, "segmentation": short}]), "its run lengths cover 7 pixels")
     file.write_text(json.dumps(make_coco("ab", annotations=[{**one, "segmentation": short}])))

@@ -55,7 +55,7 @@ def test_features_stay_where_the_image_has_them() -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "pixels", "vit_b_16"])
 def test_networks_without_maps_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"from which pixels cannot be classified: choose a convolutional network"):
+    with pytest.raises(InputError, match=r"heat maps cannot be made from: choose a convolutional network"):
         dense(name)
 
 

@@ -59,15 +59,20 @@ def lay_heat_over(image: Image.Image, scores: Tensor, box: tuple[float, float, f
     """
     made = np.array(image)
     for start, stop, strip in enlarge_in_strips(scores[None].float(), image.size, box):
-        heat = (strip[0] - 1) / (_HOT - 1)
-        colors, opacity = _color(heat.clamp(0, 1).cpu().numpy())
-        own = made[start:stop].astype(np.float32)
-        made[start:stop] = (own + opacity[..., None] * (colors - own)).round()
+        made[start:stop] = color_scores(made[start:stop].astype(np.float32), strip[0]).round()
     return Image.fromarray(made)
 
 
-def _color(heat: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the color of each place, (H, W, 3), and its opacity, (H, W), which grows quickly from 0."""
+def color_scores(pixels: npt.NDArray[np.float32], scores: Tensor) -> npt.NDArray[np.float32]:
+    """Lay the color of the score of each place over its pixel, with an opacity that grows quickly from 0.
+
+    Args:
+        pixels: RGB image, float32, (H, W, 3), 0 to 255.
+        scores: Scores in units of the highest place of a typical normal image, (H, W).
+    """
+    heat = ((scores.float() - 1) / (_HOT - 1)).clamp(0, 1).cpu().numpy()
     steps = np.linspace(0, 1, len(_COLORS))
     colors = np.stack([np.interp(heat, steps, _COLORS[:, k]) for k in range(3)], -1).astype(np.float32)
-    return colors, (_OPACITY * np.minimum(1, 3 * heat)).astype(np.float32)
+    opacity = (_OPACITY * np.minimum(1, 3 * heat)).astype(np.float32)
+    made: npt.NDArray[np.float32] = pixels + opacity[..., None] * (colors - pixels)
+    return made
