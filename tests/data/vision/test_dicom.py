@@ -104,16 +104,21 @@ def test_a_patient_in_training_and_test_is_refused(tmp_path: Path, cli_error: Ca
 
 def test_patients_are_not_named(tmp_path: Path) -> None:
     bare = write_slice(tmp_path / "IM0001", ramp(), "anna")
+    uid = write_slice(tmp_path / "1.2.840.113619.2", ramp(), "anna")
     paths = [bare, write_slice(tmp_path / "b.dcm", ramp(), "anna"), write_slice(tmp_path / "c.dcm", ramp(), "ben")]
     blank = write_slice(tmp_path / "blank.dcm", ramp(), "")
     Image.new("L", (8, 8)).save(tmp_path / "d.png")
     (tmp_path / "broken.dcm").write_bytes(b"nothing")
-    first, same, other, study, *rest = find_patients([*paths, blank, tmp_path / "d.png", tmp_path / "broken.dcm"]) or []
-    assert first == same != other
+    others = [blank, uid, tmp_path / "d.png", tmp_path / "broken.dcm"]
+    first, same, other, study, by_uid, *rest = find_patients([*paths, *others]) or []
+    assert first == same == by_uid != other
     assert "anna" not in first
     assert study not in ("", first, other)
     assert rest == ["", ""]
     assert find_patients([tmp_path / "d.png"]) is None
+    hidden = write_slice(tmp_path / "e.PNG", ramp(), "anna")
+    with pytest.raises(OSError, match=r"it is DICOM and named '.PNG': rename it"):
+        inspect_image(hidden)
 
 
 @pytest.mark.parametrize(
