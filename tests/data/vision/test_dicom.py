@@ -44,6 +44,15 @@ def test_white_that_is_zero_padding_and_few_bits_are_read_right(tmp_path: Path) 
     path = write_slice(tmp_path / "c.dcm", padded, PixelPaddingValue=-2000, RescaleSlope=2, RescaleIntercept=-1)
     with Image.open(path) as image:
         assert np.asarray(image)[0].tolist() == [2 * 108 - 1] * 8  # the smallest value that was measured
+    padded[0] = [*range(-2004, -2000), *[-2000] * 4]
+    for kind, black in {"MONOCHROME2": 108, "MONOCHROME1": 163}.items():
+        path = write_slice(tmp_path / "e.dcm", padded, PhotometricInterpretation=kind)
+        header = pydicom.dcmread(path)
+        for keyword, value in (("PixelPaddingValue", -2000), ("PixelPaddingRangeLimit", -2004)):
+            header.add_new(keyword, "US", 2**16 + value)  # as if it were unsigned
+        header.save_as(path)
+        with Image.open(path) as image:
+            assert np.asarray(image)[0].tolist() == [black] * 8
     half = write_slice(tmp_path / "d.dcm", ramp(), RescaleSlope=0.5)
     with Image.open(half) as image:
         assert image.mode == "F"
