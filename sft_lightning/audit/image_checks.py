@@ -119,7 +119,7 @@ def find_odd_images(stats: Sequence[ImageSplitStats], geometry: Geometry) -> lis
         ),
         of(
             "extra_frames",
-            header(lambda h: f"{h.frames} frames" if h.frames > 1 and h.format != "MPO" else None),
+            header(lambda h: f"{h.frames} frames" if h.frames > 1 else None),
             "animations or stacks of pages",
             "Only the first frame is read: save the others as files of their own if they matter",
         ),

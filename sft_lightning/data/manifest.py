@@ -11,6 +11,7 @@ import torch
 
 from sft_lightning.data.class_names import list_classes, sort_classes
 from sft_lightning.data.column_names import KNOWN
+from sft_lightning.data.file_groups import describe_divided, fill_groups
 from sft_lightning.data.frames import describe_frames, list_frames, name_frame, split_name, split_path
 from sft_lightning.data.issues import Finding, report_fault
 from sft_lightning.data.label_checks import check_class_names, check_groups, check_missing_labels
@@ -75,12 +76,12 @@ class ManifestSource(Source):
         frames = describe_frames(self.name, counts, self.noun)
         self.messages = [*rows.messages, *frames, *self._describe_links(), *self._check_names(listed_classes)]
         self._refuse_repeated_ids()
-        if not any(row["group"] for row in self._rows):
-            found = self.find_groups([Path(row["file"]) for row in self._rows]) or []
-            for row, group in zip(self._rows, found, strict=False):
-                row["group"] = group
-        for row in self._rows:
-            row["group"] = row["group"] or row.get("of_file", "")
+        found = self.find_groups([Path(row["file"]) for row in self._rows]) or [""] * len(self._rows)
+        own = [group or row.get("of_file", "") for row, group in zip(self._rows, found, strict=True)]
+        given = [row["group"] for row in self._rows]
+        self.messages += describe_divided(given, own)
+        for row, group in zip(self._rows, fill_groups(given, own), strict=True):
+            row["group"] = group
         refuse_untrained(f"manifest {self.name!r}", self._placed(), self._separator)
         refuse_straddling(f"manifest {self.name!r}", self._placed())
         labels = sort_classes({row["label"] for row in self._rows if row["label"]})

@@ -50,6 +50,14 @@ class Examples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def groups_of(self, indices: Sequence[int]) -> list[str] | None:
+        """Return the groups of some examples, or None where examples have none.
+
+        Args:
+            indices: Positions of the examples.
+        """
+        return None if self.groups is None else [self.groups[i] for i in indices]
+
     @property
     def images(self) -> Storage:
         """Former name of `storage`."""

@@ -16,6 +16,7 @@ from sft_lightning.export.program_form import Given, find_form
 from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.trained_network import TrainedNetwork
+from sft_lightning.tasks.intervals import estimate_interval, has_groups
 from sft_lightning.tasks.make_task import make_task, rebuild_head
 from sft_lightning.tasks.segmentation_metrics import bootstrap_mean_iou, count_by_example
 from sft_lightning.utils.errors import InputError, find_input_error
@@ -102,14 +103,16 @@ def _evaluate_run(opened: LoadedRun, trained: TrainedNetwork, most: int, compare
     if trained.is_dense:
         return _measure_pixels(evaluation, trained, data, "val" if name == "val" else "test", most)
     task = make_task(data.target, len(trained.head["weight"]))
-    logits, y = _predict_split(trained, data, "val", most)
+    logits, y, groups = _predict_split(trained, data, "val", most)
     if len(y) and not bool(task.is_right(logits, y).all()):  # where all are right, no temperature fits best
         evaluation.temperature, evaluation.calibrated_on = fit_temperature(logits, y), len(y)
         evaluation.thresholds = task.fit_thresholds(logits / evaluation.temperature, y)
     if name != "val":
-        logits, y = _predict_split(trained, data, "test", most)
+        logits, y, groups = _predict_split(trained, data, "test", most)
     if len(y):
         evaluation.count, evaluation.metrics = len(y), task.measure(logits, y)
+        if task.target == "class" and has_groups(groups):
+            evaluation.interval = estimate_interval(task.is_right(logits, y), groups)
         if evaluation.calibrated_on:
             scaled = logits / evaluation.temperature
             evaluation.metrics |= task.measure_calibrated(scaled, y, evaluation.thresholds)
@@ -126,26 +129,33 @@ def _measure_pixels(
     chosen, num_classes = add_subset(data, name, most), len(trained.head["weight"])
     network, head = trained.network(), rebuild_head(data.target, trained.head)
     metrics: Any = make_task(data.target, num_classes).build_metrics()
-    counts = []
+    counts, order = list[Tensor](), list[int]()
     for batch in data.batches_of(chosen, torch.device("cpu")):
         logits = head(network(batch.x))
         metrics.update(logits, batch.y)
         counts.append(count_by_example(logits.argmax(1), batch.y, num_classes))
+        order += batch.indices.tolist()
     if not counts:
         raise InputError(f"no {_SPLITS[name]} example can be read")
     evaluation.metrics = {metric: float(value) for metric, value in metrics.compute().items()}
-    evaluation.count, evaluation.interval = sum(map(len, counts)), bootstrap_mean_iou(torch.cat(counts))
+    split = data.splits[chosen]
+    groups = split.part.groups_of([split.indices[i] for i in order])
+    evaluation.count, evaluation.interval = len(order), bootstrap_mean_iou(torch.cat(counts), groups=groups)
     return evaluation
 
 
-def _predict_split(trained: TrainedNetwork, data: FewLabelDataModule, name: str, most: int) -> tuple[Tensor, Tensor]:
-    """Compute logits (N, K) of the labeled examples of a split, and return them with their targets, (N, ...)."""
+def _predict_split(
+    trained: TrainedNetwork, data: FewLabelDataModule, name: str, most: int
+) -> tuple[Tensor, Tensor, list[str] | None]:
+    """Compute logits (N, K) of the labeled examples of a split; return them with targets, (N, ...), and groups."""
     if not len(data.splits[name]):
-        return torch.empty(0, 1), torch.empty(0)
+        return torch.empty(0, 1), torch.empty(0), None
     chosen = add_subset(data, name, most)
     x = features(trained.network(), data, chosen)
     if x is None:
         raise InputError(f"some {_SPLITS[name]} examples cannot be read")
-    y = data.splits[chosen].labels
+    split = data.splits[chosen]
+    y = split.labels
     logits = F.linear(x, trained.head["weight"], trained.head["bias"])
-    return logits[y >= 0], data.make_targets(y[y >= 0])
+    groups = split.part.groups_of([split.indices[i] for i in (y >= 0).nonzero()[:, 0].tolist()])
+    return logits[y >= 0], data.make_targets(y[y >= 0]), groups

@@ -20,6 +20,7 @@ from sft_lightning.paradigms.fine_tune_detector import FineTuneDetector
 from sft_lightning.report import figures
 from sft_lightning.report.examples import format_split
 from sft_lightning.report.run_sections import render_training
+from sft_lightning.tasks.intervals import has_groups
 from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.training.callbacks.vision.box_predictions import draw_boxes, draw_found, to_pixels
 from sft_lightning.utils.html import Section, render_examples, render_note, render_table, render_tiles
@@ -107,7 +108,7 @@ def judge(opened: LoadedRun, model: FineTuneDetector, name: str) -> Judged:
     matches = [match_objects(*one, y) for one, y in zip(every, targets, strict=True)]
     values = {key: float(value) for key, value in metrics.compute().items()}
     split = opened.data.splits[name]
-    groups = None if (given := split.part.groups) is None else [given[split.indices[i]] for i in positions]
+    groups = split.part.groups_of([split.indices[i] for i in positions])
     return Judged(name, positions, every, targets, matches, values, groups)
 
 
@@ -123,7 +124,7 @@ def format_verdict(judged: Judged, by_class: Sequence[float], names: Sequence[st
     values, split = judged.metrics, format_split(judged.name)
     objects = sum(len(one.true) for one in judged.matches)
     low, high = bootstrap_map(collect_matches(judged.found, judged.targets), groups=judged.groups)
-    drawn = "images" if judged.groups is None else "groups of images"
+    drawn = "groups of images" if has_groups(judged.groups) else "images"
     sentences = [
         f"{split.capitalize()} mean average precision: {values['map']:.3f} over IoU 0.5 to 0.95 (95% interval "
         f"{low:.3f} to {high:.3f}, by drawing {drawn} again), {values['map50']:.3f} at 0.5 and {values['map75']:.3f} "

@@ -6,10 +6,9 @@ from torch import Tensor
 
 from sft_lightning.report import figures
 from sft_lightning.report.evaluation import Evaluation
-from sft_lightning.report.examples import format_split
+from sft_lightning.report.examples import format_groups, format_split
 from sft_lightning.report.metrics import pair_confidence
 from sft_lightning.report.one_class import format_caveats
-from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.tasks.multi_label_metrics import MultiLabelMetrics, compute_f1
 from sft_lightning.utils.html import render_note, render_table
 
@@ -40,10 +39,11 @@ def format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], lis
     micro = float(compute_f1(predicted.view(-1, 1), targets.view(-1, 1)))
     chance = targets.double().mean(0)
     present = (targets.sum(0) > 0).nonzero()[:, 0].tolist()
-    low, high = wilson(judged.accuracy, len(judged.ids))
+    low, high = judged.interval
     results = [
         f"{format_split(judged.name).capitalize()} mean average precision: {values['mean_average_precision']:.3f} on "
-        f"{len(judged.ids):,} {plural}. Chance would give {float(chance[chance > 0].mean()):.3f}."
+        f"{len(judged.ids):,} {plural}{format_groups(judged.groups)}. Chance would give "
+        f"{float(chance[chance > 0].mean()):.3f}."
         if present
         else f"No {format_split(judged.name)} example has any class, and the average precision needs one.",
         f"F1 is {micro:.3f} over all pairs of an example and a class, and {float(f1.mean()):.3f} as the mean over "

@@ -10,6 +10,7 @@ from sft_lightning.paradigms.calibration import fit_temperature
 from sft_lightning.paradigms.feature_cache import features
 from sft_lightning.runs.temperature import read_temperature
 from sft_lightning.tasks.base import Task
+from sft_lightning.tasks.intervals import estimate_interval
 from sft_lightning.tasks.make_task import make_task
 from sft_lightning.utils.errors import InputError
 
@@ -30,6 +31,7 @@ class Predictions:
         task: Kind of target.
         temperature: Divisor of the logits, which `predict` uses, too; 1 where no threshold depends on it.
         thresholds: Probability from which each class is predicted where examples have several, (C,); empty for 0.5.
+        groups: Group of each example, such as its patient, or None.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Predictions:
     task: Task
     temperature: float = 1.0
     thresholds: Tensor = field(default_factory=lambda: torch.empty(0))
+    groups: list[str] | None = None
 
     @property
     def outputs(self) -> Tensor:
@@ -61,6 +64,11 @@ class Predictions:
     def losses(self) -> Tensor:
         """Loss of each example, (N,)."""
         return self.task.example_losses(self.outputs, self.labels)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the share of right predictions."""
+        return estimate_interval(self.is_right, self.groups)
 
     @property
     def accuracy(self) -> float:
@@ -115,7 +123,8 @@ class Evaluation:
             raise InputError(f"source {self.data.source.name!r} has {name} examples that cannot be read: remove them")
         x = x.float()
         labels = self.data.make_targets(split.labels)
-        return Predictions(name, split.ids, x, self.classify(x), labels, self.task, *self._limits)
+        groups = split.part.groups_of(split.indices)
+        return Predictions(name, split.ids, x, self.classify(x), labels, self.task, *self._limits, groups)
 
     def predict_unlabeled(self) -> Predictions | None:
         """Return the predictions of at most 2,000 unlabeled examples, chosen by the seed of the data."""

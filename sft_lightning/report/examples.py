@@ -1,6 +1,7 @@
 """Render the sections of a report that show examples."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from sft_lightning.report import figures
 from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.explainer import Explainer, find_explainer
 from sft_lightning.report.metrics import choose_to_label
+from sft_lightning.tasks.intervals import has_groups
 from sft_lightning.utils.atomic import write_text
 from sft_lightning.utils.html import render_examples, render_heading, render_note, render_tiles
 from sft_lightning.utils.spreadsheet import format_csv
@@ -29,6 +31,18 @@ def format_split(name: str) -> str:
         name: Name of the split in the code, such as `val`.
     """
     return "validation" if name == "val" else name
+
+
+def format_groups(groups: Sequence[str] | None) -> str:
+    """Return of how many groups examples are, which makes intervals wider, or nothing where none belong together.
+
+    Args:
+        groups: Group of each example, or None.
+    """
+    if groups is None or not has_groups(groups):
+        return ""
+    count = len(set(groups))
+    return " of 1 group" if count == 1 else f" of {count:,} groups"
 
 
 def render_mistakes(evaluation: Evaluation) -> Markup:

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from sft_lightning.report import figures
 from sft_lightning.report.evaluation import Evaluation
-from sft_lightning.report.examples import format_split
+from sft_lightning.report.examples import format_groups, format_split
 from sft_lightning.report.metrics import count_confusions, pair_confidence
-from sft_lightning.tasks.classification_metrics import wilson
 from sft_lightning.utils.html import render_figure, render_heading, render_matrix, render_table
 
 COLOR_TITLE = "class"  # what the colors of a map stand for
@@ -25,14 +24,15 @@ def format_verdict(evaluation: Evaluation, iterate: str) -> tuple[list[str], lis
         iterate: State of the training that is shown.
     """
     judged, names, plural = evaluation.judged, evaluation.class_names, evaluation.data.input_spec.plural
-    low, high = wilson(judged.accuracy, len(judged.ids))
+    low, high = judged.interval
     is_right = judged.predicted == judged.labels
     recall = {c: float(is_right[judged.labels == c].double().mean()) for c in judged.labels.unique().tolist()}
     worst = min(recall, key=lambda c: recall[c])
     constant = float(judged.labels.bincount().max()) / len(judged.labels)
     results = [
-        f"{format_split(judged.name).capitalize()} accuracy: {judged.accuracy:.1%} of {len(judged.ids):,} {plural} "
-        f"(95% interval {low:.1%} to {high:.1%}). Always predicting the most frequent class would give {constant:.1%}.",
+        f"{format_split(judged.name).capitalize()} accuracy: {judged.accuracy:.1%} of {len(judged.ids):,} {plural}"
+        f"{format_groups(judged.groups)} (95% interval {low:.1%} to {high:.1%}). Always predicting the most frequent "
+        f"class would give {constant:.1%}.",
         f"This is the {iterate}. The recall is lowest for class {names[worst]}: {recall[worst]:.1%}.",
     ]
     return results, format_caveats(judged.name, plural)

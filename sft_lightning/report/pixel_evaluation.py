@@ -31,6 +31,7 @@ class PixelPredictions:
         logits: Logits of sampled pixels, (S, C).
         labels: Classes of these pixels, int64, (S,).
         boundary_f1: F1 of the boundaries of classes, 0 to 1; NaN where none has one.
+        groups: Group of each image, such as its patient, or None.
     """
 
     name: str
@@ -43,6 +44,7 @@ class PixelPredictions:
     logits: Tensor
     labels: Tensor
     boundary_f1: float
+    groups: list[str] | None = None
 
     @property
     def image_ious(self) -> Tensor:
@@ -124,9 +126,8 @@ class PixelEvaluation:
         rows = torch.cat(order).argsort()
         counts, losses, uncertainty, pooled, logits, labels = (torch.cat(part) for part in zip(*pieces, strict=True))
         measures = losses[rows], uncertainty[rows], pooled[rows]
-        return PixelPredictions(
-            name, split.ids, counts[rows], metrics.confusion, *measures, logits, labels, float(values["boundary_f1"])
-        )
+        last = float(values["boundary_f1"]), split.part.groups_of(split.indices)
+        return PixelPredictions(name, split.ids, counts[rows], metrics.confusion, *measures, logits, labels, *last)
 
 
 def _sample(logits: Tensor, target: Tensor, each: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

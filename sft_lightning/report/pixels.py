@@ -11,10 +11,11 @@ from torch import Tensor
 from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.report import figures, one_class
 from sft_lightning.report.calibration import render_calibration
-from sft_lightning.report.examples import format_split
+from sft_lightning.report.examples import format_groups, format_split
 from sft_lightning.report.metrics import choose_to_label
 from sft_lightning.report.pixel_evaluation import PixelEvaluation, PixelPredictions
 from sft_lightning.report.run_sections import render_health, render_training
+from sft_lightning.tasks.intervals import has_groups
 from sft_lightning.tasks.segmentation_metrics import average_iou, bootstrap_mean_iou
 from sft_lightning.training.callbacks.metrics_csv import read_curves
 from sft_lightning.training.callbacks.vision.mask_predictions import lay_over
@@ -87,14 +88,15 @@ def format_verdict(evaluation: PixelEvaluation, iterate: str) -> list[str]:
     judged, names = evaluation.judged, evaluation.class_names
     ious, dice = _divide_by_class(judged)[:2]
     right, true, _ = judged.totals
-    low, high = bootstrap_mean_iou(judged.counts)
+    low, high = bootstrap_mean_iou(judged.counts, groups=judged.groups)
+    drawn = "groups of images" if has_groups(judged.groups) else "images"
     common = int(true.argmax())
     constant = float(true[common] / true.sum()) / int((true > 0).sum())
     worst = int(ious.nan_to_num(2.0).argmin())
     return [
-        f"{format_split(judged.name).capitalize()} mean IoU: {float(ious.nanmean()):.3f} on {len(judged.ids):,} masks "
-        f"(95% interval {low:.3f} to {high:.3f}, by drawing images again). Calling every pixel {names[common]} would "
-        f"give {constant:.3f}.",
+        f"{format_split(judged.name).capitalize()} mean IoU: {float(ious.nanmean()):.3f} on {len(judged.ids):,} masks"
+        f"{format_groups(judged.groups)} (95% interval {low:.3f} to {high:.3f}, by drawing {drawn} again). Calling "
+        f"every pixel {names[common]} would give {constant:.3f}.",
         f"Mean Dice is {float(dice.nanmean()):.3f}, the F1 of boundaries {judged.boundary_f1:.3f}, and "
         f"{float(right.sum() / true.sum()):.1%} of the pixels are right. "
         f"Averaged over images, the mean IoU of each is {float(judged.image_ious.mean()):.3f}.",

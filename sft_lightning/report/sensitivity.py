@@ -1,6 +1,7 @@
 """How many examples of each class are found at a stated specificity, as medicine asks it."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -9,7 +10,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from sft_lightning.report.evaluation import Evaluation, Predictions
 from sft_lightning.report.examples import format_split
-from sft_lightning.tasks.classification_metrics import wilson
+from sft_lightning.tasks.intervals import estimate_interval, has_groups
 from sft_lightning.utils.html import render_note, render_table
 
 _MOST = 30  # classes of a table that is still read
@@ -21,7 +22,7 @@ class Sensitivity(NamedTuple):
     Attributes:
         auroc: Area under the receiver operating characteristic, 0 to 1.
         threshold: Probability from which an example is called of the class.
-        sensitivity: Share of the examples of the class that are, with its 95 % interval (Wilson 1927).
+        sensitivity: Share of the examples of the class that are, with its 95 % interval, as `estimate_interval` has it.
         specificity: Share of the others that are not, with its interval.
         positives: Number of examples of the class.
         negatives: Number of others.
@@ -56,15 +57,16 @@ def measure_sensitivity(judged: Predictions, chosen_on: Predictions, wanted: flo
             found.append(None)
             continue
         threshold = _choose_threshold(others, wanted)
-        called = p[:, k] >= threshold
-        hit, spared = float(called[is_class].double().mean()), float((~called[~is_class]).double().mean())
-        found.append(
-            Sensitivity(
-                float(binary_auroc(p[:, k], is_class.long())), threshold, (hit, *wilson(hit, positives)),
-                (spared, *wilson(spared, negatives)), positives, negatives,
-            )
-        )  # fmt: skip
+        called, auroc = p[:, k] >= threshold, float(binary_auroc(p[:, k], is_class.long()))
+        hit, spared = _measure_share(called, is_class, judged.groups), _measure_share(~called, ~is_class, judged.groups)
+        found.append(Sensitivity(auroc, threshold, hit, spared, positives, negatives))
     return found
+
+
+def _measure_share(is_right: Tensor, counted: Tensor, groups: Sequence[str] | None) -> tuple[float, float, float]:
+    """Return the share of the counted examples that are right, with its interval."""
+    own = None if groups is None else [groups[i] for i in counted.nonzero()[:, 0].tolist()]
+    return float(is_right[counted].double().mean()), *estimate_interval(is_right[counted], own)
 
 
 def _choose_threshold(others: Tensor, wanted: float) -> float:
@@ -96,7 +98,8 @@ def render_sensitivity(evaluation: Evaluation, wanted: float) -> Markup:
         where = f"chosen and counted on the {split} split, which makes them look better than they are"
     note = (
         f"Each class against all others. Thresholds of the probability are {where}, so that the specificity is at "
-        f"least {wanted:.0%} where they were chosen; set another with --specificity. In brackets: 95% intervals."
+        f"least {wanted:.0%} where they were chosen; set another with --specificity. In brackets: 95% intervals"
+        f"{', which allow for examples of a group that are right or wrong together' * has_groups(judged.groups)}."
     )
     head = ("class", "AUROC", "threshold", "sensitivity", "specificity")
     return render_note(note) + render_table(head, rows)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
 
-LEVEL = 0.05
+from sft_lightning.tasks.intervals import LEVEL as LEVEL, find_share_limits, t_quantile
 
 Verdict = Literal["helped", "hurt", "no evidence yet"]
 
@@ -55,10 +55,7 @@ def estimate_share(mean: float, size: float, degrees: float) -> Estimate:
         size: Number of independent examples that it is worth.
         degrees: Degrees of freedom.
     """
-    t = _t_quantile(degrees)
-    center = (mean + t**2 / (2 * size)) / (1 + t**2 / size)
-    reach = t / (1 + t**2 / size) * np.sqrt(mean * (1 - mean) / size + t**2 / (4 * size**2))
-    return Estimate(mean, max(0.0, float(center - reach)), min(1.0, float(center + reach)))
+    return Estimate(mean, *find_share_limits(mean, size, degrees))
 
 
 def compare_means(
@@ -77,13 +74,9 @@ def compare_means(
     center = size * difference / (size + 2)
     widened = (size * (max(0.0, variance) + difference**2) + 2) / (size + 2) - center**2
     error = float(np.sqrt(widened * factor / (size + 2)))
-    reach = _t_quantile(degrees) * error
+    reach = t_quantile(degrees) * error
     p_value = 2 * float(stdtr(degrees, -abs(center) / error))
     verdict: Verdict = "no evidence yet"
     if p_value < LEVEL:
         verdict = "helped" if center > 0 else "hurt"
     return Comparison(difference, max(-1.0, center - reach), min(1.0, center + reach), p_value, verdict, labels)
-
-
-def _t_quantile(degrees: float) -> float:
-    return float(stdtrit(degrees, 1 - LEVEL / 2))

@@ -55,6 +55,7 @@ from sft_lightning.study.intervals import (
     compare_means,
     estimate_share,
 )
+from sft_lightning.tasks.intervals import compute_design_effect
 from sft_lightning.utils.errors import InputError
 
 MAX_NEEDED_LABELS = 1_000_000
@@ -85,7 +86,7 @@ def estimate_accuracy(
     mean_correct, unit, w = _average(correct, fold, groups, weights)
     mean_square = _average(correct**2 if squares is None else squares, fold, groups, weights)[0]
     mean, share = float((w * mean_correct).sum() / w.sum()), _share_of_spread(mean_correct, mean_square, w)
-    size = float(w.sum()) / (overlap_factor(fold) * _design_effect(mean_correct, unit, w) * share)
+    size = float(w.sum()) / (overlap_factor(fold) * compute_design_effect(mean_correct, unit, w) * share)
     return estimate_share(mean, size, _degrees_of_freedom(unit, w))
 
 
@@ -127,7 +128,7 @@ def _compare_means(differences: Array, unit: Array, factor: float, w: Array) -> 
     n = float(w.sum())
     difference = float((w * differences).sum()) / n
     variance = float((w * differences**2).sum()) / n - difference**2
-    spread = factor * _design_effect(differences, unit, w)
+    spread = factor * compute_design_effect(differences, unit, w)
     return compare_means(difference, variance, n, spread, _degrees_of_freedom(unit, w), len(differences))
 
 
@@ -231,7 +232,7 @@ def _choose(scores: Array, unit: Array, w: Array, factor: float, default: int | 
         return best
     lead, differences = float(means[best] - means[default]), scores[best] - scores[default]
     variance = float((w * (differences - lead) ** 2).sum() / w.sum())
-    error = np.sqrt(variance * factor * _design_effect(differences, unit, w) / w.sum())
+    error = np.sqrt(variance * factor * compute_design_effect(differences, unit, w) / w.sum())
     return best if lead > max(float(error), _SAME) else default
 
 
@@ -345,14 +346,6 @@ def overlap_factor(fold: Array) -> float:
     """
     held_out = float((fold[0] != UNJUDGED).sum()) / float(np.mean([row.max() + 1 for row in fold]))
     return max(_LEAST_FACTOR, 1 + held_out / float(fold.shape[1] - held_out))
-
-
-def _design_effect(values: Array, unit: Array, w: Array) -> float:
-    """Return what groups multiply the variance of a weighted mean by, at least 1 (Kish 1965)."""
-    errors = w * (values - (w * values).sum() / w.sum())
-    if float((errors**2).sum()) < _SAME:  # all values are equal: as if those of a group always agreed
-        errors = w
-    return max(1.0, float((np.bincount(unit, errors) ** 2).sum()) / float((errors**2).sum()))
 
 
 def _degrees_of_freedom(unit: Array, w: Array) -> float:

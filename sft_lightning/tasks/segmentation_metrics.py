@@ -1,5 +1,7 @@
 """Metrics of segmentation, from the counts of true and predicted classes of all pixels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -173,15 +175,20 @@ def average_iou(counts: Tensor) -> Tensor:
     return torch.where(there.any(-1), mean, 1.0)
 
 
-def bootstrap_mean_iou(counts: Tensor, seed: int = 0) -> tuple[float, float]:
+def bootstrap_mean_iou(counts: Tensor, seed: int = 0, groups: Sequence[str] | None = None) -> tuple[float, float]:
     """Return the 95 % interval of the mean intersection over union, by drawing the images again (Efron 1979).
 
-    Pixels of one image are alike, so that images are drawn and not pixels.
+    Pixels of one image are alike, so that images are drawn and not pixels, and groups of images where there are some.
 
     Args:
         counts: Pixels of each image from `count_by_example`, (N, 3, C).
         seed: Seed of the draws.
+        groups: Group of each image, such as its patient, or None.
     """
+    if groups is not None:
+        number = {name: k for k, name in enumerate(dict.fromkeys(groups))}
+        unit = torch.tensor([number[name] for name in groups], device=counts.device)
+        counts = counts.new_zeros(len(number), *counts.shape[1:]).index_add_(0, unit, counts)
     generator = torch.Generator().manual_seed(seed)
     count, flat = len(counts), counts.double().flatten(1)
     drawn = torch.randint(count, (_DRAWS, count), generator=generator)

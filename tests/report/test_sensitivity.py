@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sft_lightning.__main__ import main
 from sft_lightning.report.evaluation import Predictions
+from sft_lightning.report.examples import format_groups
 from sft_lightning.report.sensitivity import measure_sensitivity
 from sft_lightning.tasks.classification import Classification
 from sft_lightning.tasks.classification_metrics import wilson
@@ -57,6 +58,28 @@ def test_ties_count_against_the_threshold() -> None:
     assert second.sensitivity[0] == 1
     assert first is not None
     assert first.threshold == pytest.approx(0, abs=1e-3)
+
+
+def test_slices_of_a_patient_are_worth_fewer_examples() -> None:
+    judged = draw(120, 0)
+    alone = measure_sensitivity(judged, judged, 0.9)[0]
+    copies = predict(judged.logits.repeat(4, 1), judged.labels.repeat(4))
+    copies.groups = [f"patient {i % 120}" for i in range(480)]  # four equal slices of each
+    grouped = measure_sensitivity(copies, copies, 0.9)[0]
+    copies.groups = [str(i) for i in range(480)]
+    assert alone is not None
+    assert grouped is not None
+    assert grouped.sensitivity == pytest.approx(alone.sensitivity, abs=0.02)  # Student's t reaches a little further
+    assert grouped.specificity == pytest.approx(alone.specificity, abs=0.02)
+    low, high = wilson(copies.accuracy, 480)
+    assert copies.interval == (low, high)
+    copies.groups = [f"patient {i % 120}" for i in range(480)]
+    assert copies.interval == pytest.approx(wilson(judged.accuracy, 120), abs=0.01)
+    copies.groups = ["anna"] * 480
+    assert copies.interval[0] < 0.01
+    assert copies.interval[1] > 0.99
+    assert format_groups(copies.groups) == " of 1 group"
+    assert format_groups(None) == format_groups(["a", "b"]) == ""
 
 
 def test_a_class_without_examples_has_no_figures() -> None:

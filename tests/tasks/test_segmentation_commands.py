@@ -71,6 +71,8 @@ def test_counts_by_image_give_the_means_and_an_interval() -> None:
     assert (low, high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.003)
     assert low < average_iou(counts.sum(0)) < high
     assert bootstrap_mean_iou(counts) == (low, high)
+    twice = counts.repeat(3, 1, 1)  # three equal slices of each patient
+    assert bootstrap_mean_iou(twice, groups=[f"p{k % 20}" for k in range(60)]) == pytest.approx((low, high))
 
 
 def test_the_evaluation_of_a_report_is_that_of_the_run(run: Path) -> None:

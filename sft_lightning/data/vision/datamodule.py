@@ -19,6 +19,7 @@ from sft_lightning.data.split_datamodule import MANIFEST as MANIFEST
 from sft_lightning.data.splits import LeakPolicy, Split, SplitConfig
 from sft_lightning.data.vision.cached_images import ImageCaches
 from sft_lightning.data.vision.copies import find_copies
+from sft_lightning.data.vision.image_frames import describe_pages
 from sft_lightning.data.vision.image_source import ImageSource, find_image_shape, find_value_ranges
 from sft_lightning.data.vision.image_stats import compute_image_stats
 from sft_lightning.data.vision.images import DECODING, EncodedImages, FileImages, Geometry, Resize
@@ -380,3 +381,10 @@ class ImageDataModule(FewLabelDataModule):
         settings = self.geometry, self.eval_batch_size, self.num_workers, self.bad
         self._predict_loader = FileLoader(opened, *settings, *where)
         return self._predict_loader
+
+    def teardown(self, stage: str) -> None:
+        """Say also which predicted files hold more than the image that was read."""
+        super().teardown(stage)
+        paged = self._predict_loader.paged if self._predict_loader is not None and stage == "predict" else []
+        for finding in describe_pages(paged):
+            rank_zero_info(f"Data: {finding}.")

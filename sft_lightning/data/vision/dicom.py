@@ -131,15 +131,26 @@ class DicomImageFile(ImageFile.ImageFile):
         if self.mode == "L":
             values = (values.astype(np.uint16) * 255 // (2 ** int(self._header.BitsStored) - 1)).astype(np.uint8)
             return 255 - values if self.info.get(WHITE_IS_ZERO) else values
-        padding = self._header.get("PixelPaddingValue")
-        is_padding = None if padding is None else values == padding
+        is_padding = self._find_padding(values)
         if "ModalityLUTSequence" in self._header:
             values = np.asarray(apply_modality_lut(values, self._header), dtype=np.float64)
         else:
             values = values.astype(np.float64) * self._values.slope + self._values.start
         if is_padding is not None and not is_padding.all():
-            values[is_padding] = values[~is_padding].min()  # the area around the body was not measured
+            measured = values[~is_padding]  # the area around the body was not: it becomes black
+            values[is_padding] = measured.max() if self.info.get(WHITE_IS_ZERO) else measured.min()
         return values.astype(np.int32 if self.mode == "I" else np.float32)
+
+    def _find_padding(self, values: Any) -> Any:
+        """Return where nothing was measured, by the stored values that the file names for it; None where it does not.
+
+        Many files name a negative value as if it were unsigned, 63536 for -2000.
+        """
+        named = [self._header.get(f"PixelPadding{name}") for name in ("Value", "RangeLimit")]
+        if named[0] is None:
+            return None
+        ends = np.array([int(end) for end in named if end is not None]).astype(values.dtype)
+        return (values >= ends.min()) & (values <= ends.max())
 
 
 Image.preinit()  # common formats are tried first

@@ -12,6 +12,9 @@ from typing import Any, BinaryIO, NamedTuple
 from sft_lightning.data.frames import split_path
 
 EXTENSIONS = (".dcm", ".dicom")
+# Names of other formats, which are not opened to find out whether they are DICOM. All others are: files of a hospital
+# are often named by their UID, whose last number looks like an extension.
+OTHER_EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".pgm", ".ppm"))
 PREAMBLE, MAGIC = 128, b"DICM"
 _PATIENT = ["PatientID", "StudyInstanceUID"]
 _COUNTED = ["NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated"]
@@ -113,7 +116,7 @@ class _Identity(NamedTuple):
 
 
 def _identify(path: str) -> _Identity:
-    if os.path.splitext(path)[1].lower() not in ("", *EXTENSIONS):
+    if os.path.splitext(path)[1].lower() in OTHER_EXTENSIONS:
         return _Identity()
     try:
         return _read_identity(path, *_read_state(path))

@@ -35,6 +35,7 @@ _SIGNATURES = (
     b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
     b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51", b"8BPS", b"qoif",
 )  # fmt: skip
+_INDEX = "DICOMDIR"  # lists the files of a disc of scans, and is DICOM itself
 _SHORT = re.compile(rb"BM|P[1-6fF][\s#]|\x00\x00\x01\x00")  # too short to be sure: such a file is opened
 
 
@@ -45,7 +46,7 @@ def has_image_content(path: str) -> bool:
         path: Path of the file. Files with the extension of another known format are not opened.
     """
     extension = os.path.splitext(path)[1].lower()
-    if extension in _OTHERS or path.lower().endswith(UNSUPPORTED):
+    if extension in _OTHERS or path.lower().endswith(UNSUPPORTED) or os.path.basename(path).upper() == _INDEX:
         return False
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from sft_lightning.data.bad_examples import UNREADABLE, check_file, describe_read_error, show_path
 from sft_lightning.data.frames import split_path
 from sft_lightning.data.vision.dicom import WINDOW
-from sft_lightning.data.vision.image_frames import explain_format, go_to_frame, has_pages
+from sft_lightning.data.vision.image_frames import count_pages, explain_format, go_to_frame
 from sft_lightning.data.vision.value_ranges import ValueFacts, measure_values
 from sft_lightning.utils.atomic import hold_lock
 from sft_lightning.utils.progress_lines import LoggedProgress
@@ -209,7 +209,7 @@ class ImageFacts(NamedTuple):
         height: Height in pixels, before the EXIF rotation.
         values: Values of an image of more than 8 bits, if requested.
         brightest: Largest value, of 255, of a color image of 16 bits per channel, if requested.
-        has_pages: Whether the file is a TIFF of more than one image.
+        pages: Number of images of the file, of which the first is read.
         window: Values that the file states to be black and white, if requested.
     """
 
@@ -217,7 +217,7 @@ class ImageFacts(NamedTuple):
     height: int
     values: ValueFacts | None
     brightest: int | None = None
-    has_pages: bool = False
+    pages: int = 1
     window: tuple[float, float] | None = None
 
 
@@ -230,7 +230,7 @@ class FileFacts:
         long: Number of readable images with an aspect ratio above 1.5.
         values: Values of the images of more than 8 bits, where measured.
         not_finite: Paths of images with NaN or infinite values.
-        paged: Paths of TIFFs of more than one image, of which only the first is read.
+        paged: Paths of files of more than one image, of which only the first is read.
         brightest: Largest value, of 255, of the color images of 16 bits per channel; None without such images.
         windows: Black and white as images of more than 8 bits state them, None for those that do not, where measured.
     """
@@ -254,7 +254,7 @@ class FileFacts:
         self.long += max(facts.width, facts.height) > LONG * min(facts.width, facts.height)
         if facts.brightest is not None:
             self.brightest = max(self.brightest or 0, facts.brightest)
-        if facts.has_pages:
+        if facts.pages > 1:
             self.paged.append(show_path(path))
         if facts.values is not None:
             self.values.append(facts.values)
@@ -333,7 +333,7 @@ def inspect_image(path: Path, needs_values: Callable[[str], bool] = lambda mode:
                     brightest = max(high for _, high in image.getextrema()[:3])  # type: ignore[misc]
                 elif wants:
                     values = measure_values(image)
-        return ImageFacts(*image.size, values, brightest, has_pages(image), image.info.get(WINDOW))
+        return ImageFacts(*image.size, values, brightest, count_pages(image), image.info.get(WINDOW))
 
 
 def _is_sound(path: Path, image: Image.Image) -> bool:

@@ -1,13 +1,19 @@
-"""Frames of open image files, and what is said of volumes that are not read."""
+"""Frames of open image files, and what is said of volumes and pages that are not read."""
 
-from contextlib import suppress
+from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
 from sft_lightning.data.bad_examples import show_path
 from sft_lightning.data.frames import name_frame
+from sft_lightning.data.issues import Finding
+from sft_lightning.data.vision.dicom_header import OTHER_EXTENSIONS
 
 VOLUMES, SLICES = (".nii", ".nii.gz"), "write their slices as DICOM, or as PNG of 16 bits"
+# Frames of DICOM are examples, an MPO ends with previews, and a PSD begins with the picture that its layers make.
+_OF_ONE_IMAGE = ("DICOM", "MPO", "PSD")
+_NAMED = 5  # names in a sentence
 
 
 def explain_format(path: str) -> str:
@@ -30,8 +36,11 @@ def go_to_frame(image: Image.Image, number: int | None, path: str) -> None:
         path: Path of the file.
 
     Raises:
-        OSError: The frame does not exist, or the file has several and none is named.
+        OSError: The frame does not exist, the file has several and none is named, or its name hides that it is DICOM,
+            so that neither its patient nor its frames were looked for.
     """
+    if image.format == "DICOM" and (suffix := Path(path).suffix).lower() in OTHER_EXTENSIONS:
+        raise OSError(f"it is DICOM and named {suffix!r}: rename it, so that its patient is found")
     if image.format != "DICOM":
         if number is not None:
             raise OSError(f"frames are read of DICOM, and it is {image.format}: write frame {number} to a file")
@@ -44,12 +53,30 @@ def go_to_frame(image: Image.Image, number: int | None, path: str) -> None:
     image.seek((number or 1) - 1)
 
 
-def has_pages(image: Image.Image) -> bool:
-    """Return whether a TIFF has pages after the first, which are not read.
+def count_pages(image: Image.Image) -> int:
+    """Return the number of images of a file of which the first alone is read: pages of a TIFF, frames of an animation.
 
     Args:
         image: Open image.
     """
-    with suppress(Exception):  # a damaged later page
-        return image.format == "TIFF" and int(getattr(image, "n_frames", 1)) > 1
-    return True
+    try:
+        return 1 if image.format in _OF_ONE_IMAGE else int(getattr(image, "n_frames", 1))
+    except Exception:  # a damaged later page
+        return 2
+
+
+def describe_pages(paths: Sequence[str]) -> list[Finding]:
+    """Return a finding that the first image alone is read of files that hold several.
+
+    Args:
+        paths: Paths of these files.
+    """
+    if not paths:
+        return []
+    files = "1 file holds" if len(paths) == 1 else f"{len(paths):,} files hold"
+    more = ", ..." if len(paths) > _NAMED else ""
+    message = (
+        f"{files} several images (pages of a TIFF, frames of an animation), of which the first alone is read: "
+        f"{', '.join(paths[:_NAMED])}{more}; write the others as files of their own if they matter"
+    )
+    return [Finding("extra_frames", message, paths)]

@@ -22,6 +22,7 @@ from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import Storage, TensorStorage
 from sft_lightning.data.vision.decoding import convert_image, open_image
 from sft_lightning.data.vision.image_files import is_gray_mode, open_image_file
+from sft_lightning.data.vision.image_frames import count_pages
 from sft_lightning.data.vision.images import EncodedImages, Geometry
 from sft_lightning.utils.cpu import count_cores
 from sft_lightning.utils.progress_lines import LoggedProgress
@@ -49,7 +50,7 @@ class Header:
         height: Height in pixels.
         is_rotated: Whether EXIF asks to rotate or mirror the image.
         is_transparent: Whether some pixels, or a color of the palette, are transparent.
-        frames: Number of frames of an animation or a stack, else 1.
+        frames: Number of images of an animation or a stack, of which the first is read, else 1.
     """
 
     format: str
@@ -217,8 +218,7 @@ def _compute_gray_std(image: Image.Image) -> float:
 def _read_header(path: Path | BytesIO) -> Header:
     """Read the header of a file without its pixels."""
     with open_image_file(path) as file:
-        unread = 1 if file.format == "DICOM" else getattr(file, "n_frames", 1)  # its frames are examples
-        return Header(file.format or "", file.mode, *file.size, False, False, unread)
+        return Header(file.format or "", file.mode, *file.size, False, False, count_pages(file))
 
 
 def find_small_shape(splits: Sequence[Split], largest: int) -> tuple[int, int] | None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sft_lightning.data.file_storage import FileStorage
 from sft_lightning.data.storage import RecordStorage, Storage, TensorStorage
-from sft_lightning.data.vision.decoding import DECODING as DECODING, open_image as open_image
-from sft_lightning.data.vision.image_files import FileFacts, inspect_images
+from sft_lightning.data.vision.decoding import DECODING as DECODING, convert_image, open_image as open_image
+from sft_lightning.data.vision.image_files import FileFacts, inspect_images, open_image_file
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges
 
 Resize = Literal["crop", "pad", "squash"]
@@ -111,7 +111,22 @@ def decode(path: str | Path | BytesIO, geometry: Geometry, seed: int | None) -> 
     Raises:
         OSError: The file cannot be decoded.
     """
-    image = open_image(path, geometry.channels, geometry.background, geometry.enough, geometry.ranges)
+    with open_image_file(path) as file:
+        return decode_open(file, geometry, seed)
+
+
+def decode_open(file: Image.Image, geometry: Geometry, seed: int | None) -> Tensor:
+    """Decode an open file as `decode` does, for callers that need more from the file than its pixels.
+
+    Args:
+        file: Image from `open_image_file`, whose pixels are loaded by this call.
+        geometry: Size, channels and crop.
+        seed: Seed of the random crop; None for the central one.
+
+    Raises:
+        OSError: The content cannot be decoded.
+    """
+    image = convert_image(file, geometry.channels, geometry.background, geometry.enough, geometry.ranges)
     return cut_out(image, geometry.size, geometry.box(image.width, image.height, seed), geometry.background)
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from sft_lightning.data.bad_examples import show_path
 from sft_lightning.data.vision.image_files import open_image_file
+from sft_lightning.data.vision.image_frames import count_pages
 from sft_lightning.data.vision.images import place_box
 
 IGNORED = -1  # number of a pixel that neither loss nor metric counts, whatever files call it
@@ -101,6 +102,8 @@ def read_values(path: Path, by_color: bool) -> npt.NDArray[np.int64]:
     with open_image_file(path) as file:
         if file.format == "DICOM":
             raise OSError("it is DICOM: write the mask of each frame as a PNG")
+        if (count := count_pages(file)) > 1:
+            raise OSError(f"it holds {count:,} images: write each, with the image that it belongs to, as a file of one")
         image = ImageOps.exif_transpose(file)
         if by_color:
             colors = np.asarray(image.convert("RGB"), dtype=np.int64)

@@ -4,6 +4,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from sft_lightning.data.issues import Finding
 from sft_lightning.data.vision.image_files import DARK, FileFacts
+from sft_lightning.data.vision.image_frames import describe_pages
 from sft_lightning.data.vision.images import Geometry
 from sft_lightning.data.vision.value_ranges import (
     UNKNOWN,
@@ -114,11 +115,7 @@ def describe_values(facts: list[FileFacts], ranges: ValueRanges) -> list[Finding
         )
         findings.append(Finding("value_range", message))
     not_finite = [name for one in facts for name in one.not_finite]
-    if paged := [name for one in facts for name in one.paged]:
-        are = "1 TIFF has" if len(paged) == 1 else f"{len(paged):,} TIFFs have"
-        more = ", ..." if len(paged) > _NAMED else ""
-        message = f"{are} more than one page, of which the first is read: {', '.join(paged[:_NAMED])}{more}"
-        findings.append(Finding("extra_frames", message, paged))
+    findings += describe_pages([name for one in facts for name in one.paged])
     if not_finite:
         more = ", ..." if len(not_finite) > _NAMED else ""
         message = (

@@ -3,22 +3,28 @@
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error
+from sft_lightning.data.bad_examples import UNREADABLE, BadFiles, describe_read_error, show_path
 from sft_lightning.data.loaders import RawBatch
 from sft_lightning.data.prepare_splits import readable
 from sft_lightning.data.source import Examples
 from sft_lightning.data.splits import Split
 from sft_lightning.data.storage import collate
-from sft_lightning.data.vision.images import FileImages, Geometry, decode
+from sft_lightning.data.vision.image_files import open_image_file
+from sft_lightning.data.vision.image_frames import count_pages, describe_pages
+from sft_lightning.data.vision.images import EncodedImages, FileImages, Geometry, decode_open
 from sft_lightning.data.vision.prediction_files import Listing, open_prediction_source
 
 _Request = tuple[int, str, str]  # position in the listing, name, path
+_Decoded = tuple[
+    Tensor | str, int, _Request
+]  # the image or why it cannot be read, and the number of images of the file
 
 
 class _FileDecoder(Dataset[Any]):
@@ -27,19 +33,29 @@ class _FileDecoder(Dataset[Any]):
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
 
-    def __getitem__(self, request: _Request) -> tuple[Tensor | str, _Request]:
+    def __getitem__(self, request: _Request) -> _Decoded:
         try:
-            return decode(request[2], self.geometry, None), request
+            with open_image_file(request[2]) as file:
+                image = decode_open(file, self.geometry, None)
+                return image, count_pages(file), request
         except UNREADABLE as error:
-            return describe_read_error(error), request
+            return describe_read_error(error), 1, request
 
 
-def _collate(items: list[tuple[Tensor | str, _Request]]) -> tuple[Tensor | None, list[_Request], dict[str, str]]:
-    """Stack the images of a batch in the worker, and return the reasons of unreadable ones by path."""
-    images = [image for image, _ in items if isinstance(image, Tensor)]
-    requests = [request for image, request in items if isinstance(image, Tensor)]
-    bad = {request[2]: image for image, request in items if isinstance(image, str)}
-    return collate(images) if images else None, requests, bad
+class _Batch(NamedTuple):
+    images: Tensor | None
+    requests: list[_Request]
+    bad: dict[str, str]  # reasons of unreadable files, by path
+    paged: list[str]  # paths of files of several images, of which the first is read
+
+
+def _collate(items: list[_Decoded]) -> _Batch:
+    """Stack the images of a batch in the worker."""
+    images = [image for image, *_ in items if isinstance(image, Tensor)]
+    requests = [request for image, _, request in items if isinstance(image, Tensor)]
+    bad = {request[2]: image for image, _, request in items if isinstance(image, str)}
+    paged = [show_path(request[2]) for _, pages, request in items if pages > 1]
+    return _Batch(collate(images) if images else None, requests, bad, paged)
 
 
 class _Requests:
@@ -68,6 +84,10 @@ class FileLoader:
     """Batches of the files of a listing; each process reads every `world_size`-th file.
 
     The loader has no length: files added while it runs are read, too.
+
+    Attributes:
+        bad: Record of unreadable files.
+        paged: Paths of files of several images, of which the first was read.
     """
 
     def __init__(
@@ -86,6 +106,7 @@ class FileLoader:
             world_size: Number of processes.
         """
         self.bad = bad
+        self.paged: list[str] = []
         self._requests = _Requests(listing, batch_size, rank, world_size)
         self._loader: DataLoader[Any] = DataLoader(
             _FileDecoder(geometry),
@@ -105,7 +126,9 @@ class FileLoader:
 
     def __iter__(self) -> Iterator[RawBatch]:
         """Yield batches with names and without labels (-1); unreadable files are left out or refused."""
-        for images, requests, bad in self._loader:
+        self.paged = []
+        for images, requests, bad, paged in self._loader:
+            self.paged += paged
             for path, reason in bad.items():
                 self.bad.report(path, reason)
             if images is not None:
@@ -130,4 +153,7 @@ def read_files(name: str, root: str, bad: BadFiles) -> Split:
         ids, paths = zip(*opened, strict=True)
         opened = Examples(FileImages([Path(one) for one in paths], ids), list(ids), torch.full((len(ids),), -1))
     part = readable(opened, bad)
+    if isinstance(part.storage, EncodedImages) and part.storage.facts is not None:
+        for finding in describe_pages(part.storage.facts.paged):
+            rank_zero_info(f"Data: {finding}.")
     return Split(part, range(len(part)))

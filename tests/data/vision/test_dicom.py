@@ -44,6 +44,15 @@ def test_white_that_is_zero_padding_and_few_bits_are_read_right(tmp_path: Path) 
     path = write_slice(tmp_path / "c.dcm", padded, PixelPaddingValue=-2000, RescaleSlope=2, RescaleIntercept=-1)
     with Image.open(path) as image:
         assert np.asarray(image)[0].tolist() == [2 * 108 - 1] * 8  # the smallest value that was measured
+    padded[0] = [*range(-2004, -2000), *[-2000] * 4]
+    for kind, black in {"MONOCHROME2": 108, "MONOCHROME1": 163}.items():
+        path = write_slice(tmp_path / "e.dcm", padded, PhotometricInterpretation=kind)
+        header = pydicom.dcmread(path)
+        for keyword, value in (("PixelPaddingValue", -2000), ("PixelPaddingRangeLimit", -2004)):
+            header.add_new(keyword, "US", 2**16 + value)  # as if it were unsigned
+        header.save_as(path)
+        with Image.open(path) as image:
+            assert np.asarray(image)[0].tolist() == [black] * 8
     half = write_slice(tmp_path / "d.dcm", ramp(), RescaleSlope=0.5)
     with Image.open(half) as image:
         assert image.mode == "F"
@@ -104,16 +113,21 @@ def test_a_patient_in_training_and_test_is_refused(tmp_path: Path, cli_error: Ca
 
 def test_patients_are_not_named(tmp_path: Path) -> None:
     bare = write_slice(tmp_path / "IM0001", ramp(), "anna")
+    uid = write_slice(tmp_path / "1.2.840.113619.2", ramp(), "anna")
     paths = [bare, write_slice(tmp_path / "b.dcm", ramp(), "anna"), write_slice(tmp_path / "c.dcm", ramp(), "ben")]
     blank = write_slice(tmp_path / "blank.dcm", ramp(), "")
     Image.new("L", (8, 8)).save(tmp_path / "d.png")
     (tmp_path / "broken.dcm").write_bytes(b"nothing")
-    first, same, other, study, *rest = find_patients([*paths, blank, tmp_path / "d.png", tmp_path / "broken.dcm"]) or []
-    assert first == same != other
+    others = [blank, uid, tmp_path / "d.png", tmp_path / "broken.dcm"]
+    first, same, other, study, by_uid, *rest = find_patients([*paths, *others]) or []
+    assert first == same == by_uid != other
     assert "anna" not in first
     assert study not in ("", first, other)
     assert rest == ["", ""]
     assert find_patients([tmp_path / "d.png"]) is None
+    hidden = write_slice(tmp_path / "e.PNG", ramp(), "anna")
+    with pytest.raises(OSError, match=r"it is DICOM and named '.PNG': rename it"):
+        inspect_image(hidden)
 
 
 @pytest.mark.parametrize(

@@ -139,18 +139,20 @@ def test_digests_of_frames_differ_and_follow_the_file(tmp_path: Path) -> None:
 
 def test_a_folder_lists_frames_and_keeps_files_in_one_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_scans(tmp_path / "scans")
-    (folder / "b" / "p1.dcm").rename(folder / "b" / "p1")
+    (folder / "b" / "p1.dcm").rename(folder / "b" / "1.2.840.113619.2")
+    (folder / "b" / "DICOMDIR").write_bytes((REAL / "rtplan.dcm").read_bytes())  # which every disc has
     data = ImageDataModule(str(folder), image_size=8, channels=1, num_labels=9, val_size=6, test_size=9)
     data.setup("fit")
     assert "12 files in" in caplog.text
     assert "hold 36 frames, each of which is an image; a split has all or none" in caplog.text
+    assert "1 file in '" in caplog.text
     where = patients_of(data)
     assert len(where) == 12
     assert all(len(parts) == 1 for parts in where.values())
     assert {part for parts in where.values() for part in parts} == {"train", "val", "test"}
     one = data.splits["labeled"]
     names = [one.part.ids[i] for i in one.indices]
-    starts = [100 * (int(name.split("#")[1]) - 1) + int(re.findall(r"p(\d+)", name)[0]) for name in names]
+    starts = [100 * (int(name.split("#")[1]) - 1) + int((re.findall(r"p(\d+)", name) or [1])[0]) for name in names]
     low, high = data.geometry.ranges.integers or (0, 0)
     expected = [np.clip((ramp(start) - low) / (high - low), 0, 1) for start in starts]
     assert data.inputs_of("labeled", [*range(len(one))]).numpy()[:, 0] == pytest.approx(np.array(expected), abs=0.003)
@@ -191,6 +193,24 @@ def test_a_table_names_files_and_frames(tmp_path: Path) -> None:
         table.write_text(f"path,label,split\n{lines}\n")
         with pytest.raises(InputError, match=re.escape(message)):
             open_source(str(table))
+
+
+@pytest.mark.parametrize("is_table", [False, True])
+def test_named_groups_keep_patients_together(tmp_path: Path, is_table: bool) -> None:
+    for name, patient in {"a/1": "anna", "b/2": "anna", "a/3": "ben", "b/4": "ben", "a/5": "eve", "b/6": "eve"}.items():
+        write_slice(tmp_path / f"{name}.dcm", ramp(ord(name[0])), patient)
+    given = {"a/1": "x", "b/2": "", "a/3": "", "b/4": "", "a/5": "y", "b/6": "z"}
+    (tmp_path / "groups.csv").write_text("path,group\n" + "".join(f"{k}.dcm,{v}\n" for k, v in given.items()))
+    if is_table:
+        lines = "".join(f"{name}.dcm,{name[0]},{group}\n" for name, group in given.items())
+        (tmp_path / "table.csv").write_text(f"path,label,group\n{lines}")
+    source = open_source(str(tmp_path / "table.csv" if is_table else tmp_path))
+    part = source.load()["train"]
+    group = dict(zip(part.ids, part.groups or [], strict=True))
+    assert group["a/1.dcm"] == group["b/2.dcm"] == "x"
+    assert group["a/3.dcm"] == group["b/4.dcm"] not in ("", "x", "y", "z")
+    (said,) = [one.message for one in source.messages if one.kind == "group_name"]
+    assert said.startswith("1 patient or file of frames is in several of the named groups, such as 'y' and 'z', which")
 
 
 def test_frames_that_do_not_exist_are_named(tmp_path: Path) -> None:

@@ -161,6 +161,11 @@ def spoil_file(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
 
 
+def spoil_pages(folder: Path) -> None:
+    masks = [Image.fromarray(make_scene(k)[1]) for k in (3, 4)]
+    masks[0].save(folder / "masks" / "s003.png", save_all=True, append_images=masks[1:])
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
@@ -168,6 +173,7 @@ def spoil_file(folder: Path) -> None:
         (spoil_value, r"it has the value 7, which none of the 3 classes has .*: add the class to class_names"),
         (spoil_color, r"it is a color image, and masks hold numbers of classes: name their colors by class_colors"),
         (spoil_file, r"refused \("),
+        (spoil_pages, r"it holds 2 images: write each, with the image that it belongs to, as a file of one"),
     ],
 )
 def test_unusable_masks_are_named_before_the_first_step(

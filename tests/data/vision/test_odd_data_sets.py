@@ -9,10 +9,13 @@ import pytest
 from PIL import Image
 
 from sft_lightning import ImageDataModule
+from sft_lightning.data.bad_examples import BadFiles
 from sft_lightning.data.vision import image_files
 from sft_lightning.data.vision.image_files import inspect_images
+from sft_lightning.data.vision.image_frames import count_pages
 from sft_lightning.data.vision.images import open_image
 from sft_lightning.data.vision.pixel_scale import describe_values
+from sft_lightning.data.vision.prediction import read_files
 from sft_lightning.data.vision.sources import open_source
 from sft_lightning.data.vision.value_ranges import choose_ranges
 from sft_lightning.utils.errors import InputError
@@ -146,16 +149,30 @@ def test_small_png_with_damaged_pixels_is_found_before_the_first_epoch(tmp_path:
     assert sorted(unreadable) == [0, 1]
 
 
-def test_unread_pages_of_a_tiff_are_reported(tmp_path: Path) -> None:
+def test_files_of_several_images_are_named_wherever_they_are_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     pages = [Image.new("L", (8, 8), level) for level in (10, 20, 30)]
-    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    pages[0].save(tmp_path / "one.tif")
-    pages[0].save(tmp_path / "film.gif", save_all=True, append_images=pages[1:])
-    facts, unreadable = inspect_images([tmp_path / name for name in ("stack.tif", "one.tif", "film.gif")])
+    stacks = [tmp_path / f"stack.{kind}" for kind in ("gif", "png", "tif", "webp")]
+    for path in stacks:
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+        pages[0].save(path.with_stem("one"))
+        with Image.open(path) as image:
+            assert count_pages(image) == 3
+    pages[0].save(tmp_path / "camera.mpo", save_all=True, append_images=pages[1:])
+    facts, unreadable = inspect_images(sorted(tmp_path.iterdir()))
     assert not unreadable
     (said,) = describe_values([facts], choose_ranges([]))
-    assert (said.kind, said.examples) == ("extra_frames", (str(tmp_path / "stack.tif"),))
-    assert said.message == f"1 TIFF has more than one page, of which the first is read: {tmp_path / 'stack.tif'}"
+    assert (said.kind, said.examples) == ("extra_frames", tuple(map(str, stacks)))
+    assert said.message.startswith("4 files hold several images (pages of a TIFF, frames of an animation), of which ")
+    assert said.message.endswith(f"{stacks[3]}; write the others as files of their own if they matter")
+    read_files(str(tmp_path), "data", BadFiles())  # to predict masks, boxes and defects
+    assert caplog.text.count(said.message) == 1
+    data = ImageDataModule("sample", image_size=8, channels=1, num_workers=0, predict_source=str(tmp_path))
+    assert sum(len(batch.indices) for batch in data.predict_dataloader()) == 9
+    data.teardown("predict")
+    assert caplog.text.count(said.message) == 2
 
 
 @pytest.mark.parametrize(
