@@ -237,7 +237,7 @@ def explain_missing_part(*lacking: str) -> str:
     if len(lacking) != 1:
         return NO_MODEL_OR_DATA
     (part,) = lacking
-    example = "FineTuneModule" if part == "model" else "ImageDataModule"
+    example = "FineTuneClassifier" if part == "model" else "ImageDataModule"
     return (
         f"no {part}: add --{part} with a class such as {example}, or --config with a YAML file of both, such as "
         "configs/quickstart/fine_tune.yaml"

@@ -255,10 +255,10 @@ def test_predict_without_a_picture(workdir: Path, write_folder: Callable[..., Pa
     [
         ("model: [", "a YAML file cannot be read"),
         ("", "a YAML file holds no settings"),
-        ("run_name: a", "no model: add --model with a class"),
+        ("run_name: a", "no model: add --model with a class such as FineTuneClassifier, or --config"),
         ("data: {class_path: ImageDataModule, init_args: {source: sample}}", "no model: add --model with a class"),
         (
-            "model: {class_path: FineTuneModule, init_args: {backbone: resnet8, optimizer: {class_path: AdamW}}}",
+            "model: {class_path: FineTuneClassifier, init_args: {backbone: resnet8, optimizer: {class_path: AdamW}}}",
             "no data: add --data with a class such as ImageDataModule",
         ),
     ],
