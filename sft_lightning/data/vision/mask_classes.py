@@ -74,8 +74,8 @@ def order_names(class_names: Sequence[str] | None, known: Sequence[str], where: 
         if name not in class_names:
             raise InputError(
                 f"the class {name!r} of {where} is not known to the run or class_names"
-                f"{did_you_mean(name, [*class_names])}; known are {format_class_names(class_names)}: correct it, add it "
-                "to class_names, or train a new run on this source"
+                f"{did_you_mean(name, [*class_names])}; known are {format_class_names(class_names)}: correct it, add "
+                "it to class_names, or train a new run on this source"
             )
     return [*class_names]
 
