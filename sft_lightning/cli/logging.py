@@ -85,10 +85,14 @@ def silence_third_party() -> None:
 
 
 @contextmanager
-def silence_logs() -> Iterator[None]:
-    """Silence messages below warnings inside of the context, for a command with many runs."""
+def silence_logs(level: int = logging.INFO) -> Iterator[None]:
+    """Silence messages up to a level inside of the context, by default those below warnings.
+
+    Args:
+        level: Highest level that is silenced.
+    """
     before = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logging.disable(level)
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ transformers, quantize their activations while they run, since ranges of few exa
 The classifier itself stays in floating point.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -130,11 +131,12 @@ def _quantize(file: Path, out: Path, training: Given) -> None:
         kinds, linear = {node.op_type for node in nodes}, [node.name for node in nodes if node.op_type in _LINEAR]
         # The head stays as it is: weights fitted by logistic regression lose up to 20 points in 8 bits.
         common = {"per_channel": True, "weight_type": QuantType.QInt8, "nodes_to_exclude": linear[-1:]}
-        if "Conv" in kinds and "Softmax" not in kinds:
-            given = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8}
-            quantize_static(str(prepared), str(out), Reader(), **given, **common)
-        else:
-            quantize_dynamic(str(prepared), str(out), **common)
+        with silence_logs(logging.WARNING):  # that a weight of one axis is quantized as a whole
+            if "Conv" in kinds and "Softmax" not in kinds:
+                given = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8}
+                quantize_static(str(prepared), str(out), Reader(), **given, **common)
+            else:
+                quantize_dynamic(str(prepared), str(out), **common)
         made = onnx.load(str(out))
         onnx.helper.set_model_props(made, {one.key: one.value for one in onnx.load(str(file)).metadata_props})
         onnx.save(made, str(out))

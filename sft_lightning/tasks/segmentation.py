@@ -198,15 +198,16 @@ class Segmentation(Task):
 
     def format_code(self, description: str | None) -> list[str]:
         """Return the mask, as large as what the program sees, and the share of pixels of each class."""
+        kind = "np.uint8" if self.num_classes <= 256 else "np.uint16"
         lines = [
-            "mask = logits[0].argmax(0).astype(np.uint16)",
+            f"mask = logits[0].argmax(0).astype({kind})",
             'Image.fromarray(mask).save("mask.png")  # numbers of classes, of the size that the program sees',
             "classes, counts = np.unique(mask, return_counts=True)",
         ]
         if description is None:
-            return [*lines, "print(dict(zip(classes.tolist(), counts / counts.sum())))"]
+            return [*lines, "print(dict(zip(classes.tolist(), (counts / counts.sum()).tolist())))"]
         lines.append(f'names = json.load(open("{description}", encoding="utf-8"))["class_names"]')
-        return [*lines, "print({names[k]: n / counts.sum() for k, n in zip(classes, counts)})"]
+        return [*lines, "print({names[k]: n / mask.size for k, n in zip(classes.tolist(), counts.tolist())})"]
 
     def describe_aim(self) -> str:
         """Return what a network of masks is for."""

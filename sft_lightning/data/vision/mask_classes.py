@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sft_lightning.data.bad_examples import show_path
+from sft_lightning.data.class_names import format_class_names
 from sft_lightning.data.vision.masks import IGNORED, MOST_CLASSES, Color, MaskCoding, pack_color, read_values
 from sft_lightning.utils.errors import InputError, did_you_mean
 
@@ -72,8 +73,9 @@ def order_names(class_names: Sequence[str] | None, known: Sequence[str], where: 
     for name in known:
         if name not in class_names:
             raise InputError(
-                f"class_names lacks the class {name!r} of {where}{did_you_mean(name, [*class_names])}: list all "
-                f"{len(known)} classes, or leave it out"
+                f"the class {name!r} of {where} is not known to the run or class_names"
+                f"{did_you_mean(name, [*class_names])}; known are {format_class_names(class_names)}: correct it, add "
+                "it to class_names, or train a new run on this source"
             )
     return [*class_names]
 

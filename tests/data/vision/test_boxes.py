@@ -147,7 +147,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     first, second = plain.read_pair("val", 0)[1], turned.read_pair("val", 0)[1]
     assert second[:, 0].tolist() == [{0.0: 2.0, 1.0: 0.0, -1.0: -1.0}[k] for k in first[:, 0].tolist()]
     assert "has no object of 'never seen', so that it cannot be learned" in messages(turned)
-    with pytest.raises(InputError, match=r"class_names lacks the class 'disc' of source"):
+    with pytest.raises(InputError, match=r"the class 'disc' of source .* is not known to the run or class_names"):
         opened(folder, class_names=["square"])
 
 
