@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sft_lightning.cli.loaded_run import LoadedRun
 from sft_lightning.cli.logging import silence_logs
 from sft_lightning.detection.base import DetectionHead
-from sft_lightning.export.model_card import escape_markdown
+from sft_lightning.export.detector_card import format_detector_card
 from sft_lightning.export.program_form import find_form
 from sft_lightning.export.programs import MAX_BYTES, OPSET, check_format
 from sft_lightning.export.usage_snippet import metadata_path
@@ -104,57 +104,8 @@ def export_detector(
         check_format(part, "onnx", InputSpec.parse(trained.metadata["input_spec"]))
         metadata |= _write_onnx(run, file)
     write_json(metadata_path(file), metadata)
-    write_text(file.with_name(CARD), format_card(file, metadata))
+    write_text(file.with_name(CARD), format_detector_card(file, metadata, checkpoint, data.get("init_args") or {}))
     return file
-
-
-def format_card(file: Path, metadata: dict[str, Any]) -> str:
-    """Format the model card of a detector as Markdown.
-
-    Args:
-        file: Exported file.
-        metadata: Metadata of the export.
-    """
-    names = metadata["class_names"]
-    title = escape_markdown("/".join(Path(metadata.get("run", file.stem)).parts[-2:]))
-    what = "Detector" if metadata["part"] == "model" else "Backbone of the detector"
-    described = (
-        f"{what} of the run `{metadata.get('run', 'unknown')}`: {metadata['made_by']} on `{metadata['backbone']}`"
-    )
-    sections = {
-        "Use": "```python\n" + "\n".join(_format_code(file, metadata)) + "\n```",
-        "Classes": ", ".join(map(escape_markdown, names)) or "unknown",
-        "Limits": (
-            f"It knows {len(names)} classes and no other. A score is not a probability: choose a threshold on images "
-            "like those it will see (`sft-lightning report` proposes one)."
-        ),
-    }
-    if parity := metadata.get("parity"):
-        sections["Parity"] = (
-            f"Differs from PyTorch by {parity['largest_difference']:.2g} at most in scores, and in corners as shares "
-            f"of the side, on {parity['images']} images with {parity['detections']:,} detections ({parity['runtime']})."
-        )
-    body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
-    described += f" on `{metadata['backbone']}`"
-    return f"# {title}\n\n{described}, step {metadata['step']}. Written as `{file.name}`.\n\n{body}\n"
-
-
-def _format_code(file: Path, metadata: dict[str, Any]) -> list[str]:
-    """Return code that starts another training, or finds objects in `image.png`."""
-    if "format" not in metadata:
-        return [
-            "# A start for another training, with the same classes or others:",
-            f"# sft-lightning fit --config ... --model.init_args.weights {file.name}",
-        ]
-    form = find_form({**metadata, "output": {"name": "boxes"}})
-    assert form is not None  # as `check_format` found
-    return [
-        *form.format_code(file)[:-1],
-        'boxes, scores, classes = session.run(None, {"images": pixels})  # corners in pixels of what the program sees',
-        f'names = json.load(open("{metadata_path(file).name}", encoding="utf-8"))["class_names"]',
-        "for box, score, number in zip(boxes, scores, classes):",
-        "    print(names[number], score, box)",
-    ]
 
 
 def _select(tensors: Tensors, prefixes: tuple[str, ...], part: str) -> Tensors:

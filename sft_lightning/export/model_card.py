@@ -34,6 +34,7 @@ from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import InputSpec
 
 BLANK = "**To be filled in by you:** ____"
+LICENSE = f"{BLANK} the license of these weights. The data and the weights that it started from have theirs."
 _MAX_CLASSES = 100  # classes that a table can hold
 _SPLIT_TITLES = {"labeled": "labeled", "val": "validation", "test": "test"}
 
@@ -122,9 +123,9 @@ def format_model_card(card: CardData) -> str:
         "Data": _write_data(card),
         "How labels were used": _write_labels(card),
         "Metrics": _write_metrics(card),
-        "Training": _write_training(card),
+        "Training": describe_training(card.metadata, card.folder),
         "Limits": _write_limits(card),
-        "License": f"{BLANK} the license of these weights. The data and the weights that it started from have theirs.",
+        "License": LICENSE,
     }
     metadata = card.metadata
     kind = {"backbone": "The backbone", "head": "The classifier", "model": "Backbone and classifier"}[metadata["part"]]
@@ -149,11 +150,7 @@ def _format_front_matter(card: CardData) -> str:
     name = card.spec.modality
     classifier, network = get_modality(name).hub_tasks or (f"{name}-classification", "feature-extraction")
     task = card.task.hub_task or classifier if metadata["part"] == "model" else network
-    front: dict[str, Any] = {
-        "library_name": {"onnx": "onnx", "pt2": "pytorch"}.get(metadata.get("format", ""), "sft-lightning"),
-        "pipeline_tag": task,
-        "tags": ["sft-lightning", metadata["backbone"]],
-    }
+    front: dict[str, Any] = {}
     if evaluation is not None and evaluation.metrics and evaluation.kind == "test" and metadata["part"] == "model":
         source = {"name": str(card.get_setting("data", "source")), "type": str(card.get_setting("data", "source"))}
         values = [
@@ -162,6 +159,23 @@ def _format_front_matter(card: CardData) -> str:
         ]
         result = {"task": {"type": task}, "dataset": {**source, "split": "test"}, "metrics": values}
         front["model-index"] = [{"name": card.name, "results": [result]}]
+    return format_front_matter(metadata, task, **front)
+
+
+def format_front_matter(metadata: dict[str, Any], task: str, **more: Any) -> str:
+    """Format the front matter that hubs read.
+
+    Args:
+        metadata: Metadata of the export.
+        task: Name of the task as hubs have it.
+        more: Further entries.
+    """
+    front: dict[str, Any] = {
+        "library_name": {"onnx": "onnx", "pt2": "pytorch"}.get(metadata.get("format", ""), "sft-lightning"),
+        "pipeline_tag": task,
+        "tags": ["sft-lightning", metadata["backbone"]],
+        **more,
+    }
     blank = "# license: to be filled in by you\n"
     return f"---\n{blank}{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n"
 
@@ -334,17 +348,23 @@ def _write_recorded(card: CardData) -> str:
     return f"By the run's own record, on {count}validation split: {listed} ({card.iterate})." if values else ""
 
 
-def _write_training(card: CardData) -> str:
-    chain = card.metadata.get("chain") or [{}]
+def describe_training(metadata: dict[str, Any], folder: Path | None) -> str:
+    """Describe when, on what and from what an exported network was trained.
+
+    Args:
+        metadata: Metadata of the export.
+        folder: Folder of the run, or None.
+    """
+    chain = metadata.get("chain") or [{}]
     link = chain[-1]
     hardware = machine_in_words(link["machine"]) if "machine" in link else "unknown"
     lines = [
         f"- when: {link.get('date', 'unknown')}, by sft-lightning {link.get('version', 'of an unknown version')}",
         f"- hardware: {hardware}",
-        f"- steps: {card.metadata['step'] if card.metadata['step'] is not None else 'unknown'}",
-        f"- repeated by: `sft-lightning repeat {card.folder}`" if card.folder is not None else "",
+        f"- steps: {metadata['step'] if metadata['step'] is not None else 'unknown'}",
+        f"- repeated by: `sft-lightning repeat {folder}`" if folder is not None else "",
     ]
-    tree = chain_in_words(chain) if card.folder is not None else "unknown"
+    tree = chain_in_words(chain) if folder is not None else "unknown"
     return "\n".join(line for line in lines if line) + f"\n\nLineage, the source first:\n\n```text\n{tree}\n```"
 
 

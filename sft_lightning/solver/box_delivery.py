@@ -1,6 +1,5 @@
 """The detector trained on all boxes, found boxes of the unlabeled examples, and which images to annotate next."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ from sft_lightning.detection.held_out_precision import match_examples
 from sft_lightning.detection.matching import choose_threshold, count_matches, match_objects
 from sft_lightning.report.boxes import render_found, render_pair
 from sft_lightning.report.metrics import choose_to_label
-from sft_lightning.runs.temperature import CrossFittedTemperature
 from sft_lightning.solver.box_recipes import find_objects
 from sft_lightning.solver.box_trials import BoxResult
-from sft_lightning.solver.deliver import NEXT, Delivery, export_all, remove_earlier
+from sft_lightning.solver.deliver import NEXT, Delivery, export_all, train_on_all
 from sft_lightning.solver.labels import LabeledSource
-from sft_lightning.solver.recipes import get_run, train
 from sft_lightning.training.callbacks.vision.box_predictions import (
     COCO_RESULTS,
     COLUMNS,
@@ -79,13 +76,7 @@ def deliver_boxes(best: BoxResult, judged: np.ndarray, name: str, folder: Path) 
     """
     data = best.source.data
     assert isinstance(data, DetectionDataModule)
-    cli = train(best.recipe, best.source, None, name)
-    model = cli.model.eval()
-    remove_earlier(folder)
-    (folder / COCO_RESULTS).unlink(missing_ok=True)
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    nothing = CrossFittedTemperature(1.0, len(best.source.labels), ())
-    delivery = Delivery(get_run(cli), nothing, writes="boxes")
+    model, delivery = train_on_all(best.recipe, best.source, name, folder, writes="boxes")
     delivery.score_threshold = judge_images(best, judged, delivery)
     if best.source.has_test:
         delivery.test_scores = match_test(model, best.source)

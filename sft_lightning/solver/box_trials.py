@@ -68,6 +68,7 @@ class BoxTrials(MapTrials[BoxResult]):
 
     sizes: ClassVar[tuple[int, ...]] = (64, 96, 128, 192, 256, 384, 512)
     write_seconds: ClassVar[float] = 0.03  # of an example with its boxes
+    predicted_shape: ClassVar[tuple[int, ...]] = (MOST, FIELDS)
 
     def __init__(self, *given: Any) -> None:
         """Draw the judged examples.
@@ -137,39 +138,19 @@ class BoxTrials(MapTrials[BoxResult]):
 
     # --- judging
 
-    def make_result(self, recipe: Recipe, found: Tensor) -> BoxResult:
-        """Return the result of a recipe.
+    def read_fold(self, cli: SFTCLI) -> Tensor:
+        """Return the detections of the fold that a training holds out, (K, 100, 6)."""
+        return find_objects(cli.model, cli.datamodule, "test")
 
-        Args:
-            recipe: Recipe.
-            found: Detections of each labeled example without its fold, (N, 100, 6).
-        """
+    def make_result(self, recipe: Recipe, found: Tensor) -> BoxResult:
+        """Return the result of a recipe, from its detections in a single division, (1, N, 100, 6)."""
         data = self.source.data
         assert isinstance(data, DetectionDataModule)
+        own = found[0]
         positions, true = np.flatnonzero(self.judged).tolist(), data.objects_of("labeled")
-        matched = match_examples(found[positions], [true[i] for i in positions], data.num_classes)
+        matched = match_examples(own[positions], [true[i] for i in positions], data.num_classes)
         scores = measure_precision(matched, self.draws.weights, self.classes)
-        return BoxResult(recipe, self.source, self.draws.estimate(scores), found, matched, scores)
-
-    def judge(self, recipe: Recipe, start: MapStart, seconds: float = math.inf) -> BoxResult | None:
-        """Cross-fit a recipe, as far as an earlier call has not done so, and keep its result.
-
-        Args:
-            recipe: Recipe.
-            start: Network that it starts from.
-            seconds: Time for it.
-
-        Returns:
-            The result, or None where the recipe failed or took too long.
-        """
-        shape = (len(self.source.labels), MOST, FIELDS)
-        found = self.predict(recipe, self.source, start.digest, shape, seconds, predict=_find_in_fold)
-        if found is None:
-            return None
-        result = self.make_result(recipe, found[0])
-        self.results.append(result)
-        self.report_result(result)
-        return result
+        return BoxResult(recipe, self.source, self.draws.estimate(scores), own, matched, scores)
 
     def choose(self, among: Sequence[int] | None = None) -> int:
         """Return the position of the best result."""
@@ -322,8 +303,3 @@ class BoxTrials(MapTrials[BoxResult]):
 def _find_least(count: int) -> int:
     """Return the fewest steps of some detectors, of which several are compared at a third of them first."""
     return STEPS[1] if count > 1 else STEPS[0]
-
-
-def _find_in_fold(cli: SFTCLI) -> Tensor:
-    """Return the detections of the fold that a training holds out, (K, 100, 6)."""
-    return find_objects(cli.model, cli.datamodule, "test")

@@ -1,8 +1,10 @@
 """The model trained on all labels, its calibrated predictions of the pool, and what to label next."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from markupsafe import Markup
@@ -149,9 +151,30 @@ def remove_earlier(folder: Path) -> None:
     Args:
         folder: Folder of the solution.
     """
-    names = (SUMMARY, "report.html", "predictions.csv", "predictions_by_file.csv", "label_next.csv")
-    for path in (*(folder / name for name in names), *folder.glob("model*.*")):
+    names = (folder / name for name in (SUMMARY, "report.html", "label_next.csv"))
+    for path in (*names, *folder.glob("predictions*.*"), *folder.glob("model*.*")):
         path.unlink(missing_ok=True)
+    for path in folder.glob("predicted_*"):  # masks, boxes
+        shutil.rmtree(path)
+
+
+def train_on_all(recipe: Recipe, source: LabeledSource, name: str, folder: Path, writes: str) -> tuple[Any, Delivery]:
+    """Train a recipe whose outputs are not calibrated on all labels, and remove the files of an earlier call.
+
+    Args:
+        recipe: Chosen recipe.
+        source: Source as the recipe sees it.
+        name: Name of the run below `lightning_logs`.
+        folder: Folder of the solution.
+        writes: What `predict` writes of new examples.
+
+    Returns:
+        The model, and what was made of the recipe so far.
+    """
+    cli = train(recipe, source, None, name)
+    remove_earlier(folder)
+    uncalibrated = CrossFittedTemperature(1.0, len(source.labels), ())
+    return cli.model.eval(), Delivery(get_run(cli), uncalibrated, writes=writes)
 
 
 def test(model: nn.Module, source: LabeledSource, calibration: CrossFittedTemperature) -> Tensor:

@@ -1,17 +1,22 @@
 """Trials of recipes on networks that give maps, all at one size of the examples, which the plan chooses."""
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from torch import Tensor
+
+from sft_lightning.cli.lightning_cli import SFTCLI
 from sft_lightning.data.vision.image_stats import find_largest_side
 from sft_lightning.networks.encoder import Encoder, get_architecture
 from sft_lightning.solver.find_starts import FoundStart
 from sft_lightning.solver.judged import JudgedRecipes, ResultT
 from sft_lightning.solver.map_starts import MapStart, open_starts
 from sft_lightning.solver.plan import DELIVERY_SECONDS, START_SECONDS, TRAININGS_END, Cost, Stage
+from sft_lightning.solver.recipes import Recipe
 from sft_lightning.solver.speed import measure_busyness
 
 _READ = 8  # examples by which the time of reading is measured
@@ -23,11 +28,13 @@ class MapTrials(JudgedRecipes[ResultT]):
     Attributes:
         sizes: Sides at which all recipes may see the examples, in pixels.
         write_seconds: Seconds to write the prediction of an example, about.
+        predicted_shape: Shape of the prediction of an example; empty for a number.
         read_seconds: Measured seconds to read an example with its annotation.
     """
 
     sizes: ClassVar[tuple[int, ...]]
     write_seconds: ClassVar[float]
+    predicted_shape: ClassVar[tuple[int, ...]]
     read_seconds: float
 
     @abstractmethod
@@ -54,6 +61,43 @@ class MapTrials(JudgedRecipes[ResultT]):
             starts: Starts.
             side: Side of the examples in pixels.
         """
+
+    @abstractmethod
+    def read_fold(self, cli: SFTCLI) -> Tensor:
+        """Return the predictions of the fold that a training holds out, (K, *predicted_shape).
+
+        Args:
+            cli: Call of `fit` that has trained.
+        """
+
+    @abstractmethod
+    def make_result(self, recipe: Recipe, found: Tensor) -> ResultT:
+        """Return the result of a recipe.
+
+        Args:
+            recipe: Recipe.
+            found: Predictions of the labeled examples without their fold, (R, N, *predicted_shape).
+        """
+
+    def judge(self, recipe: Recipe, start: MapStart, seconds: float = math.inf) -> ResultT | None:
+        """Cross-fit a recipe, as far as an earlier call has not done so, and keep its result.
+
+        Args:
+            recipe: Recipe.
+            start: Network that it starts from.
+            seconds: Time for it.
+
+        Returns:
+            The result, or None where the recipe failed or took too long.
+        """
+        shape = (len(self.source.labels), *self.predicted_shape)
+        found = self.predict(recipe, self.source, start.digest, shape, seconds, predict=self.read_fold)
+        if found is None:
+            return None
+        result = self.make_result(recipe, found)
+        self.results.append(result)
+        self.report_result(result)
+        return result
 
     def open(self, found: Sequence[FoundStart]) -> list[MapStart]:
         """Measure the machine and the starts, and let all recipes see examples at the largest size that fits in.

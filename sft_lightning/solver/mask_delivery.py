@@ -1,6 +1,5 @@
 """The model trained on all masks, predicted masks of the unlabeled examples, and which masks to draw next."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from sft_lightning.data.vision.segmentation_datamodule import SegmentationDataMo
 from sft_lightning.report.figures import embed_image
 from sft_lightning.report.metrics import choose_to_label
 from sft_lightning.report.pixels import cover
-from sft_lightning.runs.temperature import CrossFittedTemperature
-from sft_lightning.solver.deliver import NEXT, Delivery, export_all, remove_earlier
-from sft_lightning.solver.recipes import get_run, train
+from sft_lightning.solver.deliver import NEXT, Delivery, export_all, train_on_all
 from sft_lightning.solver.scored import ScoredRecipe
 from sft_lightning.study.folds import score_examples
 from sft_lightning.training.callbacks.vision.mask_predictions import classify_pixels, format_shares, write_mask
@@ -55,11 +52,7 @@ def deliver_masks(best: ScoredRecipe, judged: np.ndarray, name: str, folder: Pat
     """
     data, task = best.source.data, best.source.task
     assert isinstance(data, SegmentationDataModule)
-    cli = train(best.recipe, best.source, None, name)
-    model = cli.model.eval()
-    remove_earlier(folder)
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    delivery = Delivery(get_run(cli), CrossFittedTemperature(1.0, len(best.source.labels), ()), writes="masks")
+    model, delivery = train_on_all(best.recipe, best.source, name, folder, writes="masks")
     if best.source.has_test:
         delivery.test_scores = score_examples(model, data, task, "test")
     if best.source.pool_size:

@@ -1,6 +1,5 @@
 """Trials of recipes for examples with masks, all at one size: colors, frozen maps of each start, and trainings."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +61,7 @@ class MaskTrials(MapTrials[ScoredRecipe], ScoredRecipes[ScoredRecipe]):
 
     sizes: ClassVar[tuple[int, ...]] = (64, 96, 128, 192, 256)
     write_seconds: ClassVar[float] = 0.03  # of a mask and its overlay
+    predicted_shape: ClassVar[tuple[int, ...]] = ()
 
     def compare(self, found: Sequence[FoundStart]) -> None:
         """Judge recipes as far as the time allows it: one on colors always, then each start, then trainings.
@@ -126,26 +126,14 @@ class MaskTrials(MapTrials[ScoredRecipe], ScoredRecipes[ScoredRecipe]):
 
     # --- judging
 
-    def judge(self, recipe: Recipe, start: MapStart, seconds: float = math.inf) -> ScoredRecipe | None:
-        """Cross-fit a recipe, as far as an earlier call has not done so, and keep its result.
+    def read_fold(self, cli: SFTCLI) -> torch.Tensor:
+        """Return the scores of the fold that a training holds out, (K,)."""
+        return score_examples(cli.model, cli.datamodule, cli.model.task, "test")
 
-        Args:
-            recipe: Recipe.
-            start: Network that it starts from.
-            seconds: Time for it.
-
-        Returns:
-            The result, or None where the recipe failed or took too long.
-        """
-        shape = (len(self.source.labels),)
-        found = self.predict(recipe, self.source, start.digest, shape, seconds, predict=_score_fold)
-        if found is None:
-            return None
+    def make_result(self, recipe: Recipe, found: torch.Tensor) -> ScoredRecipe:
+        """Return the result of a recipe, from the scores of the labeled examples, (R, N)."""
         scores, estimate = self.estimate(found[:, torch.from_numpy(self.judged)].double().numpy())
-        result = ScoredRecipe(recipe, self.source, estimate, scores)
-        self.results.append(result)
-        self.report_result(result)
-        return result
+        return ScoredRecipe(recipe, self.source, estimate, scores)
 
     def _rank(self, starts: Sequence[MapStart]) -> list[MapStart]:
         """Return the starts, that of the best frozen maps first, those that were not judged last."""
@@ -224,8 +212,3 @@ def predict_fit(num_features: int, source: LabeledSource) -> float:
         x @ (x.T @ y)
         seconds.append(time.perf_counter() - begin)
     return min(seconds) * MAX_PIXELS / _PROBED * _ITERATIONS
-
-
-def _score_fold(cli: SFTCLI) -> torch.Tensor:
-    """Return the scores of the fold that a training holds out, (K,)."""
-    return score_examples(cli.model, cli.datamodule, cli.model.task, "test")

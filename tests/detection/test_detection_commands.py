@@ -180,6 +180,15 @@ def test_exports_find_the_same_boxes_and_start_other_runs(run: Path, caplog: pyt
     np.testing.assert_allclose(boxes, found.boxes[0].numpy(), atol=0.05)
     np.testing.assert_allclose(scores, found.scores[0].numpy(), atol=1e-3)
     assert classes.tolist() == found.classes[0].tolist()
+    card = (run / "model_card.md").read_text()
+    values = read_metrics(run)
+    assert f"| mean average precision, IoU 0.5 to 0.95 | {values['test/map'][-1]:.4f} |" in card
+    assert f"| average precision of {CLASSES[1]} | {values[f'test/ap_{CLASSES[1]}'][-1]:.4f} |" in card
+    assert "on the 8 images of the test split" in card
+    assert "- splits: 24 labeled, 4 unlabeled, 6 val, 8 test (`split.csv`); unlabeled images were not looked at" in card
+    assert "FineTuneDetector on `resnet8`, last iterate (step 48)." in card
+    for title in ("Intended use", "Data", "Training", "Limits", "License"):
+        assert f"## {title}\n" in card
     # The code of the card finds objects of a file.
     Image.fromarray(make_boxes_scene(50)[0]).save(run / "image.png")
     (code,) = re.findall(r"```python\n(.*?)```", (run / "model_card.md").read_text(), re.DOTALL)

@@ -19,6 +19,7 @@ from sft_lightning.networks.weights import find_weights, read_weights, write_wei
 from sft_lightning.paradigms import feature_cache
 from sft_lightning.runs.checkpoints import find_run_checkpoint
 from sft_lightning.runs.temperature import FILE, CrossFittedTemperature, read_temperature, write_temperature
+from sft_lightning.solver.deliver import remove_earlier
 from sft_lightning.solver.trials import Trials
 from sft_lightning.transfer.candidates import Candidate, resolve_candidates
 from sft_lightning.utils.errors import InputError
@@ -27,6 +28,15 @@ from sft_lightning.utils.errors import InputError
 def read_table(path: Path) -> list[dict[str, str]]:
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def test_nothing_that_an_earlier_call_wrote_stays(tmp_path: Path) -> None:
+    written = ("summary.json", "report.html", "predictions.csv", "predictions_coco.json", "label_next.csv")
+    for name in (*written, "model.onnx", "predicted_boxes/a.jpg", "predicted_masks/b.png", "units/c", "plan.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    remove_earlier(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "units"]
 
 
 @pytest.fixture(scope="module")

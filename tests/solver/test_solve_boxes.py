@@ -87,7 +87,7 @@ def add(trials: BoxTrials, is_found: Sequence[bool], uses_unlabeled: bool = Fals
     make = make_teacher if uses_unlabeled else make_detector
     recipe = make(RANDOM, "ssdlite", 90 + len(trials.results))
     found = detect(trials.source, is_found)
-    result = trials.make_result(recipe, found)
+    result = trials.make_result(recipe, found[None])
     trials.results.append(result)
     return result
 
@@ -143,7 +143,7 @@ def test_each_fold_is_scored_by_the_recipe_that_the_others_choose(source: Labele
     assert trials.score_choice([0, 1]) == pytest.approx(second.scores)
     found = third.found.clone()
     found[first] = second.found[first]
-    made = trials.make_result(second.recipe, found).matched
+    made = trials.make_result(second.recipe, found[None]).matched
     expected = measure_precision(rank_scores(made, source.folds), trials.draws.weights, trials.classes)
     assert trials.score_choice([0, 1, 2]) == pytest.approx(expected)
     assert trials.estimate_choice().mean == pytest.approx(expected[0])
@@ -177,7 +177,7 @@ def test_images_that_show_nothing_are_judged(workdir: Path) -> None:
     trials, found = make_trials(source), detect(source, [True] * 8)
     found[3, :4] = torch.tensor([1, 2, 2, 20, 20, 0.95])  # above all others
     recipe = make_detector(RANDOM, "ssdlite", 90)
-    ours, theirs = (trials.make_result(recipe, one) for one in (found, detect(source, [True] * 8)))
+    ours, theirs = (trials.make_result(recipe, one[None]) for one in (found, detect(source, [True] * 8)))
     assert ours.estimate.mean < theirs.estimate.mean
 
 

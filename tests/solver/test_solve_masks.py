@@ -204,7 +204,7 @@ def test_a_stopped_call_goes_on_at_its_fold(workdir: Path, monkeypatch: pytest.M
         raise InputError("enough")
 
     monkeypatch.setattr("sft_lightning.solver.recipes.train", count)
-    monkeypatch.setattr("sft_lightning.solver.mask_delivery.train", count)
+    monkeypatch.setattr("sft_lightning.solver.deliver.train", count)
     with pytest.raises(InputError, match="enough"):
         solve("d", **WORDS)
     assert folds[0] == 1

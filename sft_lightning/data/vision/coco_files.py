@@ -195,10 +195,10 @@ def _read_coco(file: Path) -> dict[str, Any]:
             f"{where} gives the id {one['id']} to the images {one['file_name']!r} and {names[one['id']]!r}: give each "
             "its own"
         )
-    for number, found in annotations.items():
-        if number not in names:
+    for owner, found in annotations.items():
+        if owner not in names:
             raise InputError(
-                f"{where} has {name_annotation(found[0])} of the image {number!r}, which images does not list: list "
+                f"{where} has {name_annotation(found[0])} of the image {owner!r}, which images does not list: list "
                 "it, or remove the annotation"
             )
     return {"images": images, "categories": categories, "annotations": annotations}
