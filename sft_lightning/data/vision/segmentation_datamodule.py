@@ -203,24 +203,30 @@ class SegmentationDataModule(AnnotatedImageDataModule):
         return None if counts is None else (counts > 0).long()
 
     def on_splits_read(self, source: Source) -> None:
-        """Say which classes cannot be learned, since no training mask has a pixel of them."""
+        """Say which classes cannot be learned or judged, since no mask of a split has a pixel of them."""
         super().on_splits_read(source)
-        lacking = self._find_unseen() if len(self.splits["labeled"]) else []
-        if not lacking:
-            return
-        listed = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
-        message = f"no training mask has a pixel of {listed}, so that it cannot be learned"
-        if self.class_colors is None:
-            message += f"; pixels of value {self.ignore_index} (ignore_index) are not counted"
-            if self.ignore_index == 255 and self.num_classes <= 2:
-                message += (
-                    ": where they are a class, set class_colors, such as {other: [0, 0, 0], object: [255, 255, 255]}"
-                )
-        self.request.findings.append(Finding("missing_class", message, lacking))
+        for name, title, what in (
+            ("labeled", "training", "it cannot be learned"),
+            ("val", "validation", "its IoU is not measured there"),
+            ("test", "test", "its IoU is not measured there"),
+        ):
+            if lacking := self._find_unseen(name) if len(self.splits[name]) else []:
+                listed = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
+                message = f"no {title} mask has a pixel of {listed}, so that {what}"
+                message += self._explain_unseen() if name == "labeled" else ""
+                self.request.findings.append(Finding("missing_class", message, lacking))
 
-    def _find_unseen(self) -> list[str]:
-        """Return the classes without a pixel in the training masks, of which no more are read than it takes."""
-        split, seen = self.splits["labeled"], torch.zeros(self.num_classes, dtype=torch.bool)
+    def _explain_unseen(self) -> str:
+        """Return why training masks may seem to lack a class, and what to do then."""
+        if self.class_colors is not None:
+            return ""
+        remedy = ": where they are a class, set class_colors, such as {other: [0, 0, 0], object: [255, 255, 255]}"
+        is_likely = self.ignore_index == 255 and self.num_classes <= 2
+        return f"; pixels of value {self.ignore_index} (ignore_index) are not counted{remedy * is_likely}"
+
+    def _find_unseen(self, name: str) -> list[str]:
+        """Return the classes without a pixel in the masks of a split, of which no more are read than it takes."""
+        split, seen = self.splits[name], torch.zeros(self.num_classes, dtype=torch.bool)
         for start in range(0, len(split), _AT_ONCE):
             counts = split.part.storage.count_classes(split.indices[start : start + _AT_ONCE])
             seen |= torch.ones_like(seen) if counts is None else counts.sum(0) > 0
