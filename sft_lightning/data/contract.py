@@ -118,6 +118,11 @@ class FewLabelData(ABC):
         """What networks learn of an example: `class`, or `class_set` where examples have several classes."""
         return "class"
 
+    @property
+    def value_ranges(self) -> dict[str, list[float]]:
+        """Lowest and highest value by which examples of more than 8 bits are scaled, by their kind; empty without."""
+        return {}
+
     def make_targets(self, labels: Tensor) -> Tensor:
         """Return what networks learn of labels: the labels themselves, or 1 for each of their classes and 0 for others.
 

@@ -92,6 +92,8 @@ def describe_int8(measured: dict[str, Any], plural: str) -> str:
         old, new = measured["values"]
         where = f"{measured['count']:,} {measured['split']} {plural}"
         parts.append(f"{measured['title']} {new:.4f} in place of {old:.4f} on {where}")
+    else:
+        parts.append("not compared on held-out examples, of which it has or was given none")
     return f"{', '.join(parts)} (batches of {measured['batch']}, {measured['threads']} thread(s))"
 
 

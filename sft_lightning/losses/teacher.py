@@ -1,6 +1,6 @@
 """Trained networks that teach others: a run with a classifier of any kind, or published weights without one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +69,13 @@ class Teacher(nn.Module):
             return Answers(features, self.head(features)[:, self.rows])
 
 
-def load_teacher(name: str, spec: InputSpec, class_names: Sequence[str], needs_classes: bool = True) -> Teacher:
+def load_teacher(
+    name: str,
+    spec: InputSpec,
+    class_names: Sequence[str],
+    needs_classes: bool = True,
+    value_ranges: Mapping[str, list[float]] | None = None,
+) -> Teacher:
     """Load a teacher, whose classes are matched by name.
 
     Args:
@@ -78,10 +84,11 @@ def load_teacher(name: str, spec: InputSpec, class_names: Sequence[str], needs_c
         spec: Inputs that the data gives.
         class_names: Classes of the student.
         needs_classes: Whether a teacher without a classifier is refused.
+        value_ranges: Scale of the data's values of more than 8 bits, by their kind; None without.
 
     Raises:
         InputError: The teacher does not exist, has no classifier although one is needed, knows other classes, or takes
-            other inputs.
+            other inputs, also by their scale.
     """
     if not needs_classes and not Path(name).exists():
         try:
@@ -99,6 +106,13 @@ def load_teacher(name: str, spec: InputSpec, class_names: Sequence[str], needs_c
             f"teacher {name!r} takes inputs of shape {backbone.input_spec.shape}, and the data gives {spec.shape}: "
             "train both on the same size"
         )
+    for kind, theirs in (trained.metadata.get("value_ranges") or {}).items():
+        if (ours := (value_ranges or {}).get(kind, theirs)) != theirs:
+            scales = " and ".join(f"{low:g} to {high:g}" for low, high in (theirs, ours))
+            raise InputError(
+                f"teacher {name!r} and the data scale values of {kind} by different ranges, {scales}: set "
+                f"data.init_args.value_range to {theirs}"
+            )
     if head is None:
         if needs_classes:
             raise InputError(f"teacher {name!r} has no classifier: give a run that has one")

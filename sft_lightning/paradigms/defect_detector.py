@@ -14,6 +14,7 @@ from sft_lightning.anomaly.threshold import AlarmThreshold
 from sft_lightning.data.contract import FewLabelData, few_label_data
 from sft_lightning.networks.encoder import Encoder
 from sft_lightning.paradigms.base import Paradigm
+from sft_lightning.tasks.intervals import has_groups
 from sft_lightning.utils.distributed import all_gather_cat
 from sft_lightning.utils.errors import InputError
 from sft_lightning.utils.inputs import Inputs
@@ -180,6 +181,13 @@ class DefectDetector(Paradigm):
         if not self.is_last_epoch:
             return
         rank_zero_info(f"Alarm: {promise}.")
+        split = self.find_data().splits["val"]
+        if has_groups(groups := split.part.groups_of(split.indices)):
+            count = len(set(groups or ()))
+            rank_zero_info(
+                f"Alarm: these examples are of {count:,} {'group' if count == 1 else 'groups'}, and examples of a "
+                "group score alike, so that false alarms may be more frequent: hold out more groups (val_size)."
+            )
         if promise.examples < self.alarm.needed:
             rank_zero_info(
                 f"Alarm: {promise.examples:,} held-out normal examples cannot keep a rate of {self.alarm.rate:g}, so "

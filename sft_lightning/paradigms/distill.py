@@ -100,7 +100,8 @@ class DistillModule(FineTuneClassifier):
         data = few_label_data(self.trainer)
         names = self.class_names if data is None else data.class_names
         spec = InputSpec.parse(self.hparams["input_spec"])
-        teacher = load_teacher(self.teacher_name, spec, names, needs_classes=False)
+        ranges = None if data is None else data.value_ranges
+        teacher = load_teacher(self.teacher_name, spec, names, needs_classes=False, value_ranges=ranges)
         if teacher.head is None:
             if not self.label_weight:
                 raise InputError(

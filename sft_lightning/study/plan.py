@@ -28,13 +28,20 @@ class Stage:
         config: YAML files that `fit` takes, relative to the file that names them.
         options: Further settings by their full names, such as `model.init_args.lambda_u: 5`.
         weights: Name of an earlier stage, whose weights this one starts from.
-        name: Name for the `weights` of later stages and for the run's folder.
+        name: Name for the `weights` and `teacher` of later stages and for the run's folder.
+        teacher: Name of an earlier stage, whose network teaches that of this one (`DistillModule`).
     """
 
     config: list[Path_fr]
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
     name: str = "tune"
+    teacher: str | None = None
+
+    @property
+    def start(self) -> str | None:
+        """Name of the earlier stage that it needs, or None."""
+        return self.weights if self.teacher is None else self.teacher
 
 
 class StudyRun(NamedTuple):
@@ -47,7 +54,7 @@ class StudyRun(NamedTuple):
         seed: Seed of the split, the initialization and the batches.
         key: Digest of everything that the result depends on; equal for stages that methods or budgets share.
         argv: Arguments of `fit` without the name of the run and the weights.
-        start: Key of the run whose weights it starts from, or None.
+        start: Key of the run whose weights it starts from or that teaches it, or None.
         is_final: Whether it is the last stage of its method, which is tested.
         inputs: Digests from `InputReader`; a part of the key.
         folder: Name of the run below the study's folder, from `assign_folders`.
@@ -123,12 +130,13 @@ def plan(
             keys: dict[str, str] = {}
             for stage in stages:
                 settings = _join_settings(budget, seed, options, stage)
-                start = None if stage.weights is None else keys[stage.weights]
+                start = None if stage.start is None else keys[stage.start]
                 argv = _format_data(stage, data)
                 fixed = [*argv, *_format_options({n: v for n, v in settings.items() if n not in VARIED})]
                 inputs = reader.read(fixed, [Path(path.absolute) for path in stage.config])
                 inputs = {"version": __version__, **inputs}
                 depends = [{**inputs, "names": None}, {name: settings[name] for name in VARIED}, start]
+                depends += [] if stage.teacher is None else ["teacher"]
                 if draw is not None and fold is not None:
                     if SPLIT_FILE in settings:
                         raise InputError(
@@ -212,12 +220,15 @@ def check_methods(methods: dict[str, list[Stage]], budgets: Sequence[int], seeds
             raise InputError(f"method {method!r} has no stage: give a list of trainings, each with a config")
         known: list[str] = []
         for stage in stages:
-            if stage.weights is not None and stage.weights not in known:
-                earlier = f"earlier stages: {', '.join(known)}" if known else "no stage comes before it"
-                hint = did_you_mean(stage.weights, known)
+            if stage.weights is not None and stage.teacher is not None:
                 raise InputError(
-                    f"method {method!r} starts stage {stage.name!r} from {stage.weights!r}{hint}: {earlier}"
+                    f"method {method!r}: stage {stage.name!r} has weights and teacher, and a study passes one: leave "
+                    "one out"
                 )
+            if stage.start is not None and stage.start not in known:
+                earlier = f"earlier stages: {', '.join(known)}" if known else "no stage comes before it"
+                hint = did_you_mean(stage.start, known)
+                raise InputError(f"method {method!r} starts stage {stage.name!r} from {stage.start!r}{hint}: {earlier}")
             if stage.name in known:
                 raise InputError(f"method {method!r} has two stages named {stage.name!r}: give each its own name")
             known.append(stage.name)

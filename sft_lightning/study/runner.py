@@ -260,7 +260,7 @@ def _exit_with_parent(parent: Any) -> None:
 
 
 def find_start_folder(run: StudyRun, ledger: Ledger) -> str | None:
-    """Return the folder of the run whose weights a run starts from, None without one, or "" if that run failed.
+    """Return the folder of the run that a run starts from or learns from, None without one, or "" if that run failed.
 
     Args:
         run: Run that is going to be trained.
@@ -292,7 +292,7 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
 
     Args:
         run: Run to train.
-        start: Folder of the run whose weights it starts from, or None.
+        start: Folder of the run whose weights it starts from or that teaches it, or None.
         folder: Folder of the study below `lightning_logs`.
 
     Returns:
@@ -308,7 +308,7 @@ def perform(run: StudyRun, start: str | None, folder: str) -> RunResult:
     name = f"{folder}/{run.folder or run.label}"
     argv = [*run.argv, f"--run_name={name}", "--trainer.enable_progress_bar=false"]
     if start is not None:
-        argv.append(f"--model.init_args.weights={start}")
+        argv.append(f"--model.init_args.{'weights' if run.stage.teacher is None else 'teacher'}={start}")
     with preserve_process(), silence_logs():
         silence_third_party()
         cli = command(["fit", *argv, *_resume_argv(Path(LOGS) / name)])

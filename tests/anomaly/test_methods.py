@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,10 @@ from sft_lightning.anomaly.coreset import choose_coreset
 from sft_lightning.anomaly.maps import smooth_map
 from sft_lightning.anomaly.metrics import AnomalyMetrics
 from sft_lightning.anomaly.threshold import AlarmThreshold
+from sft_lightning.data.source import Examples
+from sft_lightning.data.splits import Split
+from sft_lightning.data.storage import TensorStorage
+from sft_lightning.paradigms.anomaly import AnomalyDetector
 from sft_lightning.utils.errors import InputError
 from tests.conftest import ROOT
 
@@ -172,6 +177,20 @@ def test_the_documentation_quotes_a_promise_of_100_examples() -> None:
     _, _, rest = str(alarm.promise).partition(", exceeded by ")
     shown = " ".join((ROOT / "docs" / "defects.md").read_text(encoding="utf-8").split())
     assert f"Alarm: threshold 21.4, exceeded by {rest}." in shown
+
+
+def test_groups_limit_what_a_threshold_promises(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for groups, said in ((None, False), ([*"abcdefgh"], False), (["anna", "ben"] * 4, True)):
+        caplog.clear()
+        images = TensorStorage(torch.zeros(8, 1, 2, 2, dtype=torch.uint8))
+        examples = Examples(images, [*map(str, range(8))], torch.zeros(8, dtype=torch.int64), groups)
+        data = SimpleNamespace(splits={"val": Split(examples, range(8))})
+        held_out = SimpleNamespace(_held_out=[torch.rand(8, 2)], alarm=AlarmThreshold(0.2), is_last_epoch=True)
+        held_out.find_data = lambda data=data: data
+        AnomalyDetector._set_threshold(held_out)  # type: ignore[arg-type]
+        assert "held-out normal examples" in caplog.text
+        assert ("these examples are of 2 groups, and examples of a group score alike" in caplog.text) == said
 
 
 # --- metrics

@@ -13,6 +13,7 @@ import torch
 
 from sft_lightning.__main__ import main
 from sft_lightning.cli.loaded_run import LoadedRun, add_subset
+from sft_lightning.export.int8 import describe_int8
 from tests.tasks.helpers import write_texts
 
 DATA = ["--data=ImageDataModule", "--data.source=sample", "--data.num_labels=300", "--data.val_size=0"]
@@ -67,6 +68,9 @@ def test_what_is_measured_is_what_the_programs_answer(exported: Path) -> None:
     assert (measured["count"], measured["split"], measured["title"]) == (500, "test", "accuracy")
     assert abs(measured["values"][0] - measured["values"][1]) < 0.05
     assert all(milliseconds > 0 for milliseconds in measured["milliseconds"])
+    assert "accuracy" in describe_int8(measured, "images")
+    assert "images in place of" in (alone := describe_int8({**measured, "count": 0}, "images"))
+    assert "not compared on held-out examples, of which it has or was given none (batches" in alone
     card = (exported / "model_card.md").read_text()
     assert re.search(r"`model\.int8\.onnx` is the same in 8-bit integers: 0\.\d+ MB in place of 1\.\d+", card)
 

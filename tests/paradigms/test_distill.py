@@ -135,6 +135,10 @@ def test_teachers_that_cannot_teach_are_refused(workdir: Path, cli_error: Callab
         load_teacher("empty", sample().input_spec, sample().class_names)
     with pytest.raises(InputError, match=r"takes inputs of shape \(1, 28, 28\), and the data gives \(1, 32, 32\)"):
         load_teacher(str(teacher()), sample(image_size=32).input_spec, sample().class_names)
+    content = torch.load(teacher(), weights_only=True)
+    torch.save({**content, "ImageDataModule": {"value_ranges": {"integers": [-160.0, 240.0]}}}, "scans.ckpt")
+    with pytest.raises(InputError, match=r"of integers by different ranges, -160 to 240 and 0 to 4095: set .*240.0\]"):
+        trainer().fit(student("scans.ckpt"), sample(**FEW, value_range=(0, 4095)))
     with pytest.raises(InputError, match="does not know 'boat'"):
         load_teacher(str(teacher()), sample().input_spec, ["boat"])
 

@@ -17,7 +17,7 @@ from jsonargparse.typing import Path_fr
 from PIL import Image
 
 from sft_lightning import ImageDataModule
-from sft_lightning.study import inputs
+from sft_lightning.study import inputs, runner
 from sft_lightning.study.plan import Stage, StudyRun, plan
 from sft_lightning.study.stale import explain_stale
 from sft_lightning.study.user_code import digest_code
@@ -206,6 +206,24 @@ def test_a_changed_earlier_stage_is_named(project: Path) -> None:
     assert after[1].key != before[1].key
     assert reasons(before, after) == ["Settings changed (model): 2 runs are trained again."]
     assert reasons(before, before) == []
+
+
+def test_a_stage_is_taught_by_an_earlier_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, called = [Path_fr("config/fit.yaml")], list[list[str]]()
+
+    def fit(argv: list[str]) -> None:
+        called.append(argv)
+        raise InputError("seen")
+
+    monkeypatch.setattr(runner, "command", fit)
+    first, keys = Stage(config, name="a"), set()
+    for kind, stage in {"weights": Stage(config, weights="a"), "teacher": Stage(config, teacher="a")}.items():
+        before, run = plan({"x": [first, stage]}, [4], [0], DATA, {})
+        assert run.start == before.key
+        keys.add(run.key)
+        assert runner.try_perform(run, "earlier", "study/x")["failed"] == "seen"
+        assert called[-1][-1] == f"--model.init_args.{kind}=earlier"
+    assert len(keys) == 2
 
 
 def test_runs_of_earlier_versions_are_trained_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

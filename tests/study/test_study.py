@@ -445,6 +445,10 @@ def test_a_baseline_that_beats_all_methods_is_reported(workdir: Path, capsys: py
             {"methods": {**METHODS, "x": [PRETRAINED[0], {**PRETRAINED[1], "weights": "pretrian"}]}},
             "from 'pretrian' (did you mean 'pretrain'?): earlier stages: pretrain",
         ),
+        (
+            {"methods": {**METHODS, "x": [PRETRAINED[0], {**PRETRAINED[1], "teacher": "pretrain"}]}},
+            "method 'x': stage 'tune' has weights and teacher, and a study passes one: leave one out",
+        ),
         ({"methods": {"labels_only": METHODS["labels_only"] * 2}}, "has two stages named 'tune'"),
         ({"methods": {"labels_only": [{"config": ["gone.yaml"]}]}}, "gone.yaml"),
         ({"methods": None}, "methods"),

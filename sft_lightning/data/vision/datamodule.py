@@ -281,10 +281,14 @@ class ImageDataModule(FewLabelDataModule):
         """Text of the geometry, and of the versions of the decoders, since others give other pixels."""
         return repr((DECODING, PIL.__version__, features.version("jpg"), self.geometry))
 
+    @property
+    def value_ranges(self) -> dict[str, list[float]]:
+        """Values of black and white of images of more than 8 bits, by their kind."""
+        return serialize_ranges(self.geometry.ranges)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the scale for the checkpoint, so that later images are read like those of training."""
-        ranges = serialize_ranges(self.geometry.ranges)
-        return {"value_ranges": ranges} if ranges else {}
+        return {"value_ranges": self.value_ranges} if self.value_ranges else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the scale of training, unless the user set another.

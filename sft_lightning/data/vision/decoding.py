@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 from sft_lightning.data.vision.image_files import DEEP_MODES, LARGE, limit_large_images, open_image_file
 from sft_lightning.data.vision.value_ranges import UNKNOWN, ValueRanges, to_eight_bits
 
-DECODING = 3  # version of the decoder, part of the keys of caches of pixels and features: raise it when pixels change
+DECODING = 4  # version of the decoder, part of the keys of caches of pixels and features: raise it when pixels change
 
 
 def open_image(

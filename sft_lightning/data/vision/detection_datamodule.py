@@ -242,7 +242,7 @@ class DetectionDataModule(AnnotatedImageDataModule):
         ):
             counts = self.count_objects(name).sum(0).tolist()
             lacking = [one for one, count in zip(self.class_names, counts, strict=True) if not count]
-            if lacking and any(counts):
+            if lacking and (any(counts) or (name != "labeled" and len(self.splits[name]))):
                 listed = ", ".join(map(repr, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
                 message = f"the {title} split has no object of {listed}, so that {what}"
                 self.request.findings.append(Finding("missing_class", message, lacking))

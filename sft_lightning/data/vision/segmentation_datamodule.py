@@ -25,6 +25,7 @@ from sft_lightning.utils.inputs import Inputs
 
 _MAX_SHARES = 8  # classes whose share is listed
 _MAX_LISTED = 5  # classes without a training pixel that a message names
+_MOST_READ = 2_000  # masks of a held-out split that are read to find classes without a pixel
 _AT_ONCE = 64  # masks that are read before it is asked whether all classes were seen
 _UNCHANGED, _COLORS = WeakView(), ColorView()
 
@@ -207,26 +208,35 @@ class SegmentationDataModule(AnnotatedImageDataModule):
         return None if counts is None else (counts > 0).long()
 
     def on_splits_read(self, source: Source) -> None:
-        """Say which classes no training mask has a pixel of, and which other masks have some."""
+        """Say which classes no mask of a split has a pixel of, and which other masks have one that training lacks."""
         super().on_splits_read(source)
-        lacking = self._find_unseen() if len(self.splits["labeled"]) else []
-        if not lacking:
-            return
-        names = [self.class_names[k] for k in lacking]
-        listed = ", ".join(map(repr, names[:_MAX_LISTED])) + (", ..." if len(names) > _MAX_LISTED else "")
-        message = f"no training mask has a pixel of {listed}, which cannot be learned"
-        message += self._describe_evaluated(lacking) + self._describe_largest()
-        if self.class_colors is None:
-            message += f"; pixels of value {self.ignore_index} (ignore_index) are not counted"
-            if self.ignore_index == 255 and self.num_classes <= 2:
-                message += (
-                    ": where they are a class, set class_colors, such as {other: [0, 0, 0], object: [255, 255, 255]}"
-                )
-        self.request.findings.append(Finding("missing_class", message, names))
+        for name, title in (("labeled", "training"), ("val", "validation"), ("test", "test")):
+            lacking = self._find_unseen(name) if len(self.splits[name]) else []
+            if not lacking:
+                continue
+            names = [self.class_names[k] for k in lacking]
+            listed = ", ".join(map(repr, names[:_MAX_LISTED])) + (", ..." if len(names) > _MAX_LISTED else "")
+            message = f"no {title} mask has a pixel of {listed}, "
+            if name == "labeled":
+                message += f"which cannot be learned{self._describe_evaluated(lacking)}{self._describe_largest()}"
+                message += self._explain_unseen()
+            else:
+                message += "whose IoU is not measured there"
+            self.request.findings.append(Finding("missing_class", message, names))
 
-    def _find_unseen(self) -> list[int]:
-        """Return the classes without a pixel in the training masks, of which no more are read than it takes."""
-        split, seen = self.splits["labeled"], torch.zeros(self.num_classes, dtype=torch.bool)
+    def _explain_unseen(self) -> str:
+        """Return a clause on why training masks may seem to lack a class, and what to do then."""
+        if self.class_colors is not None:
+            return ""
+        remedy = ": where they are a class, set class_colors, such as {other: [0, 0, 0], object: [255, 255, 255]}"
+        is_likely = self.ignore_index == 255 and self.num_classes <= 2
+        return f"; pixels of value {self.ignore_index} (ignore_index) are not counted{remedy * is_likely}"
+
+    def _find_unseen(self, name: str) -> list[int]:
+        """Return the classes without a pixel in the masks of a split, of which no more are read than it takes."""
+        split, seen = self.splits[name], torch.zeros(self.num_classes, dtype=torch.bool)
+        if name != "labeled" and len(split) > _MOST_READ:
+            return []
         for start in range(0, len(split), _AT_ONCE):
             counts = split.part.storage.count_classes(split.indices[start : start + _AT_ONCE])
             seen |= torch.ones_like(seen) if counts is None else counts.sum(0) > 0
@@ -239,7 +249,7 @@ class SegmentationDataModule(AnnotatedImageDataModule):
         first: dict[int, str] = {}
         for name in ("val", "test"):
             split = self.splits.get(name)
-            counts = None if split is None else split.part.storage.count_classes(split.indices)
+            counts = None if split is None else split.part.storage.count_classes(split.indices[:_MOST_READ])
             if split is None or counts is None:
                 continue
             for k in classes:

@@ -41,7 +41,9 @@ class SelfDistillation(PoolTargets):
         Raises:
             InputError: The teacher has no classifier, knows other classes, or takes other inputs.
         """
-        teacher = load_teacher(self.weights, data.input_spec, data.class_names).to(network.device)
+        teacher = load_teacher(self.weights, data.input_spec, data.class_names, value_ranges=data.value_ranges).to(
+            network.device
+        )
         targets = torch.zeros(len(data.splits["unlabeled"]), len(data.class_names))
         for batch in data.batches_of("unlabeled", network.device):
             targets[batch.indices.cpu()] = cast(Tensor, teacher(batch.x).logits).cpu().softmax(1)

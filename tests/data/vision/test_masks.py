@@ -105,7 +105,10 @@ def test_classes_without_a_pixel_are_named(tmp_path: Path) -> None:
     for file in (folder / "masks").iterdir():
         Image.fromarray(((np.asarray(Image.open(file)) > 0) * 255).astype(np.uint8)).save(file)
     (folder / "classes.txt").unlink(missing_ok=True)
-    found = find_unlearned(folder, class_names=["other", "object"])
+    data = module(folder, class_names=["other", "object"])
+    data.setup("fit")
+    found, *held_out = [one.message for one in data.request.findings if one.kind == "missing_class"]
+    assert held_out == ["no test mask has a pixel of 'object', whose IoU is not measured there"]
     assert "no training mask has a pixel of 'object', which cannot be learned" in found
     assert "set class_colors, such as {other: [0, 0, 0], object: [255, 255, 255]}" in found
     data = module(folder, class_colors={"other": [0, 0, 0], "object": [255, 255, 255]})
