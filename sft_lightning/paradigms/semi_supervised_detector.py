@@ -220,8 +220,9 @@ class SemiSupervisedDetector(ControlledModel, FineTuneDetector):
 
     def _is_likely(self, found: Detections) -> Tensor:
         """Return whether the score of each detection reaches the threshold, boolean, (B, K)."""
-        if self.label_match is None:
+        if self.threshold is not None:
             return found.scores >= self.threshold
+        assert self.label_match is not None
         self.label_match.count_scores(found)
         return found.scores >= self.label_match.find_thresholds()[found.classes.clamp_min(0)]
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,9 +187,9 @@ def test_groups_limit_what_a_threshold_promises(caplog: pytest.LogCaptureFixture
         images = TensorStorage(torch.zeros(8, 1, 2, 2, dtype=torch.uint8))
         examples = Examples(images, [*map(str, range(8))], torch.zeros(8, dtype=torch.int64), groups)
         data = SimpleNamespace(splits={"val": Split(examples, range(8))})
-        held_out = SimpleNamespace(_held_out=[torch.rand(8, 2)], alarm=AlarmThreshold(0.2), is_last_epoch=True)
-        held_out.find_data = lambda data=data: data
-        AnomalyDetector._set_threshold(held_out)  # type: ignore[arg-type]
+        detector: Any = SimpleNamespace(alarm=AlarmThreshold(0.2), is_last_epoch=True)
+        detector.trainer, detector.find_data = SimpleNamespace(global_step=1), lambda data=data: data
+        AnomalyDetector._set_threshold(detector, torch.rand(8, 2))
         assert "held-out normal examples" in caplog.text
         assert ("these examples are of 2 groups, and examples of a group score alike" in caplog.text) == said
 
