@@ -22,7 +22,7 @@ OF_IMAGES = {
     "report/pixel_evaluation.py", "report/pixels.py", "solver/box_delivery.py", "solver/mask_delivery.py",
     "detection/base.py", "detection/build.py", "detection/faster_rcnn.py", "detection/matching.py",
     "detection/pyramid.py", "detection/fcos.py", "detection/retinanet.py", "detection/ssdlite.py", "detection/dense.py",
-    "export/detector.py", "report/boxes.py",
+    "export/detector.py", "export/detector_card.py", "report/boxes.py",
     "tasks/boundary_f1.py", "tasks/segmentation.py", "tasks/segmentation_metrics.py",
 }  # fmt: skip
 # Shapes that documentation gives as an example, and the former name of `input_spec`.
