@@ -39,6 +39,7 @@ from sft_lightning.utils.yaml_files import read_yaml
 ExportPart = Literal["backbone", "head", "model"]
 ExportFormat = Literal["safetensors", "onnx", "pt2"]
 CARD = "model_card.md"
+_DEFECT_DETECTORS = ("AnomalyDetector", "StudentTeacherDetector")
 
 
 def export(
@@ -82,6 +83,11 @@ def export(
             raise InputError(f"{'int8' if int8 else 'wise'} is set, which is not written for detectors: leave it out")
         path = Path(out) if out is not None else (folder or checkpoint.parent) / f"{part}.{format}"
         return export_detector(run, trained, checkpoint, part, format, path, config.get("data") or {})
+    if trained.metadata["made_by"] in _DEFECT_DETECTORS:
+        raise InputError(
+            f"run {run!r} ({trained.metadata['made_by']}) finds defects by what it knows of normal examples, which no "
+            "exported file holds: use predict with the run"
+        )
     classifier = None
     if part != "backbone" and not trained.head:
         made_by = trained.metadata["made_by"]

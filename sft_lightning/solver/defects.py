@@ -78,15 +78,17 @@ def compare_with_detector(
     normal = list_normal_names(names)
     if len(normal) != 1 or len(names) < 2:
         return None
-    found = next((one for one in (_open_maps(start, seconds, source) for start in starts) if one is not None), None)
-    if found is None:
-        return None
-    encoder, data = found
     number = names.index(normal[0])
     is_normal, folds = (source.labels == number).numpy(), source.folds
     judged = ~probabilities.isnan().any(1).numpy() & (folds >= 0)
-    order = np.random.default_rng(data.request.seed).permutation(len(folds))
+    order = np.random.default_rng(source.data.request.seed).permutation(len(folds))
     chosen = [*_first(order, judged & is_normal), *_first(order, judged & ~is_normal)]
+    passes = source.num_folds * min(_LEARNED, int(is_normal.sum())) + len(chosen)
+    opened = (_open_maps(start, seconds, source, passes) for start in starts)
+    found = next((one for one in opened if one is not None), None)
+    if found is None:
+        return None
+    encoder, data = found
     scores = torch.full((len(folds),), torch.nan, dtype=torch.float64)
     for fold in sorted({int(folds[i]) for i in chosen}):
         learned = [i for i in order.tolist() if is_normal[i] and folds[i] != fold][:_LEARNED]
@@ -103,12 +105,14 @@ def _first(order: np.ndarray, wanted: np.ndarray) -> list[int]:
     return [int(i) for i in order if wanted[i]][:_JUDGED]
 
 
-def _open_maps(start: Start, seconds: float, source: LabeledSource) -> tuple[Encoder, FewLabelDataModule] | None:
+def _open_maps(
+    start: Start, seconds: float, source: LabeledSource, passes: int
+) -> tuple[Encoder, FewLabelDataModule] | None:
     """Return a copy of a start that gives maps, and the data at its size; None if it has none or takes too long."""
     if start.candidate.weights == "none":
         return None
     each = start.seconds / max(1, len(source.labels) + source.pool_size)
-    if each * (source.num_folds * _LEARNED + 2 * _JUDGED) > _SHARE * seconds:
+    if each * passes > _SHARE * seconds:
         return None
     for strides in _STRIDES:
         encoder = copy.deepcopy(start.backbone)

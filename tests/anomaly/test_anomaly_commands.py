@@ -301,12 +301,13 @@ def test_refusals(workdir: Path, cli_error: Callable[..., str]) -> None:
 
 
 def test_other_commands_say_what_they_need(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["export", str(run)], ["audit", *FIT], ["degree", *FIT]):
+    for words in (["export", str(run)], ["export", str(run), "--part=backbone"], ["audit", *FIT], ["degree", *FIT]):
         capsys.readouterr()
         assert main(words) == 2, words
         error = capsys.readouterr().err
         assert "Traceback" not in error
         assert "normal images alone" in error or "AnomalyDetector" in error, error
+        assert ("finds defects by what it knows of normal examples" in error) == (words[0] == "export")
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,27 @@ import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 
 from sft_lightning import WeakView
+from sft_lightning.cli.dispatch import _parse_options
 from sft_lightning.cli.lightning_cli import SFTCLI, FitParser, run
 from sft_lightning.cli.parser import Parser
+from sft_lightning.study.study import study
 from tests.conftest import CONFIGS
 
 TEXTS = ["é ü 漢字", "a: b", "- x", "yes", "1e3", "2024-01-01", "", " lead", "a\nb\n", "\x07", "word " * 60, "'", '"']
+
+
+def test_settings_of_the_data_of_a_study_reach_its_arguments(tmp_path: Path) -> None:
+    config = tmp_path / "study.yaml"
+    written = "name: a\nbudgets: [1]\nseeds: [0]\nmethods: {}\n"
+    config.write_text(written + "data: {class_path: ImageDataModule, init_args: {source: d, image_size: 32}}\n")
+    words = ["--data.init_args.source=e", "--data.image_size", "64", "--data.init_args.weak_view.flip=true"]
+    found = _parse_options("study", study, ["--config", str(config), *words, "--data.class_path=DetectionDataModule"])
+    settings = {"source": "e", "image_size": 64, "weak_view": {"flip": True}}
+    assert found["data"] == {"class_path": "DetectionDataModule", "init_args": settings}
+    config.write_text(written)
+    found = _parse_options("study", study, ["--config", str(config), *words[:1]])
+    assert found["options"] == {"data.init_args.source": "e"}
+    assert found["data"] is None
 
 
 class Settings:

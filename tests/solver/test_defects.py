@@ -49,7 +49,7 @@ def test_the_better_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     original = defects._score
     monkeypatch.setattr(defects, "_score", score)
     before = {name: tensor.clone() for name, tensor in start.backbone.state_dict().items()}
-    found = compare_with_detector(source, guesses, [start], 1000)
+    found = compare_with_detector(source, guesses, [start], 30)  # which few examples fit in
     assert found is not None
     assert (found.normal_class, found.defects) == ("good", 8)
     assert found.detector > 0.9
