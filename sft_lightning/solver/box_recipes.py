@@ -24,6 +24,7 @@ BATCH, _RATIO = 8, 1  # examples with boxes of a step, and unlabeled ones for ea
 FIELDS = 6  # class, corners and score
 _MEASURED = 4  # examples of a measurement
 _RATES = {"ssdlite": 0.002, "fcos": 0.001}  # learning rates from random weights, half of them from a start
+_WARMUP = 5  # a fifth of all steps; without a warm-up, some detectors from random weights find nothing for long
 _VIEW = ("--data.weak_view.flip=true", "--data.weak_view.crop_scale=[0.5,1.0]")
 # Half of the steps on labels alone, since the teacher of so short a run finds little before.
 _TEACHER = ("--model=SemiSupervisedDetector", "--model.ema_decay=0.99", f"--data.unlabeled_ratio={_RATIO}")
@@ -58,7 +59,8 @@ def make_teacher(start: MapStart, detector: str, steps: int) -> Recipe:
 def _list_options(start: MapStart, detector: str, steps: int) -> tuple[str, ...]:
     rate = _RATES[detector] * (1 if start.candidate is None else 0.5)
     options = (*start.argv, f"--model.detector={detector}", f"--model.optimizer.lr={rate}")
-    options = ("--model.optimizer=torch.optim.AdamW", "--model.lr_scheduler=WarmupCosine", *options, *_VIEW)
+    schedule = ("--model.lr_scheduler=WarmupCosine", f"--model.lr_scheduler.warmup_steps={steps // _WARMUP}")
+    options = ("--model.optimizer=torch.optim.AdamW", *schedule, *options, *_VIEW)
     options += (f"--data.batch_size={BATCH}", f"--data.steps_per_epoch={steps}", "--trainer.max_epochs=1")
     return (*options, "--model.layer_decay=0.8") if start.is_large else options
 
