@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sft_lightning.__main__ import main
 from tests.conftest import CONFIGS
 from tests.promises.conftest import Whole
 from tests.promises.killed import trained
@@ -140,3 +141,15 @@ def test_accumulated_gradients_are_not_torn_apart(tmp_path: Path, whole: Whole) 
     """A checkpoint inside an epoch is taken right after an optimizer step, never between two."""
     words = [*RUNS["fine-tuning"], "--trainer.accumulate_grad_batches=3", "--data.init_args.steps_per_epoch=24"]
     check(words, tmp_path, [("step", 17)], train=whole)
+
+
+def test_a_training_that_max_steps_ended_inside_an_epoch_goes_on_there(tmp_path: Path, workdir: Path) -> None:
+    words = [*short(RUNS["fine-tuning"]), "--trainer.max_epochs=2"]
+    assert main([*words, "--trainer.max_steps=7"]) == 0
+    assert main([*words, "--ckpt_path=last"]) == 0
+    parts = everything(workdir)
+    (workdir / "lightning_logs").rename(tmp_path / "first")
+    assert main(words) == 0
+    whole = everything(workdir)
+    assert whole["global_step"] == 10
+    assert [name for name in whole if not same(whole[name], parts[name])] == []

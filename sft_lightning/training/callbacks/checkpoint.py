@@ -138,6 +138,18 @@ class RunCheckpoint(SignalListener, ModelCheckpoint):
             distributed.all_gather_object(states, state)
         return {**super().state_dict(), "random": states}
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the epoch open that `max_steps` or `max_time` ends halfway; Lightning counts it as done."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        loops = checkpoint["loops"]["fit_loop"]
+        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+        if batches["is_last_batch"] or not batches["current"]["ready"]:
+            return
+        for counts in (epochs["current"], epochs["total"]):
+            for kind in ("processed", "completed"):
+                counts[kind] = min(counts[kind], counts["ready"] - 1)
+        checkpoint["epoch"] = min(checkpoint["epoch"], epochs["current"]["completed"])
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that names files outside of its run."""
         check_paths(checkpoint["callbacks"].get(self.state_key, {}), self.dirpath, trainer.ckpt_path)
