@@ -28,6 +28,7 @@ def test_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(find_neighbors(x, x, 5, exclude_self=True), full[1])
 
 
+@pytest.mark.slow
 def test_an_approximate_search_finds_most_neighbors_in_many_lists_and_repeats_exactly() -> None:
     x = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0))
     first, second = (find_neighbors(x, x, 10, exclude_self=True, approximate=True) for _ in range(2))

@@ -113,6 +113,7 @@ def test_a_wrong_label_does_not_judge_itself(tmp_path: Path) -> None:
         assert not torch.equal(before[1, ~fold], after[1, ~fold])
 
 
+@pytest.mark.slow
 def test_label_spreading_is_judged_by_the_rule_for_new_images(tmp_path: Path) -> None:
     """A held-out label is predicted as the delivered model predicts an image that is not in its graph."""
     source = read_source("sample", tmp_path, 40, None, 0, "data")
