@@ -25,6 +25,12 @@ _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)|Unexpected imp
 _NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _NO_FILE = re.compile(r"File does not exist: '(.+?)'")
 _REQUIRED = re.compile(r"arguments are required: (.+)|[Kk]ey \"?'?([\w.]+)\"?'? is required")
+# jsonargparse makes the text "None" of a null inside a group, and refuses it although the setting may be null.
+_NULL_TEXT = re.compile(
+    r"Subtypes: \[[^\n]*'NoneType'[^\n]*\]\n(?:(?!Subtypes: ).)*?"
+    r"Given value type: <class 'str'>\n\s*Given value: None\n",
+    re.S,
+)
 _EXPECTED = re.compile(r"Expected a (?!<class 'NoneType'>|path but )(.*)")
 _CHOICE = re.compile(r"typing\.Literal\[(.+?)\]")
 _VALUE = re.compile(r"(?:Got|Given) value: (.*)")
@@ -266,7 +272,7 @@ def _explain_wrong_value(message: str) -> str | None:
         return None
     given = value[1].partition(". Got value: ")[0].strip()
     group, _, name = _find_key(message).rpartition(".")
-    if given == "None" and "NoneType" in message and group:  # jsonargparse makes a text of a null inside a group
+    if group and _NULL_TEXT.search(message):
         return f"{group}.{name} is null: write it as a mapping, --{group} '{{{name}: null}}', or in a YAML file"
     kinds = [re.sub(r"\. Got value.*", "", kind) for kind in expected]
     types = [re.sub(r"<class '(\w+)'>", r"\1", kind) for kind in kinds]

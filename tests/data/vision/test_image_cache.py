@@ -23,7 +23,7 @@ from PIL import Image
 
 from sft_lightning import FineTuneClassifier, ImageDataModule
 from sft_lightning.data.batches import Labeled
-from sft_lightning.data.vision import image_cache, images
+from sft_lightning.data.vision import decoding, image_cache, images, prediction
 from sft_lightning.data.vision.cached_images import CachedImages
 from sft_lightning.data.vision.image_cache import ImageCache
 from sft_lightning.data.vision.images import FileImages, decode
@@ -104,14 +104,14 @@ class Decoded(NamedTuple):
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     """Record each file that this process decodes."""
     seen = Decoded([])
-    real = images.open_image
+    real = decoding.open_image_file
 
-    def noted(path: Path, *rest: Any) -> Image.Image:
-        seen.paths.append(path)
-        return real(path, *rest)
+    def noted(path: Path) -> Any:
+        seen.paths.append(Path(path))
+        return real(path)
 
-    for module in (images, image_cache):
-        monkeypatch.setattr(module, "open_image", noted)
+    for module in (decoding, images, prediction):
+        monkeypatch.setattr(module, "open_image_file", noted)
     return seen
 
 
