@@ -14,9 +14,10 @@ scenes (`detection_scenes.py --size 64 --start 1000000`), with two draws of 80 a
 
 The interval is that of the mean difference to `labels` on the same annotations (Student's t, 95 %). Hypothesis,
 written down before the first run of these settings: labels find over .1 with 20 %, and Unbiased Teacher is at least 2
-points above them; with 5 %, no evidence. Budget: an hour and a half of one core. Two earlier runs: 400 steps with a
-fixed threshold, for which a gain with 20 % was expected: refuted, -.020 +- .053; and 1,500 steps without a warm-up,
-stopped after two draws, in the second of which labels alone found next to nothing (80 annotations: .194 and .024).
+points above them (1.7 were found); with 5 %, no evidence. Budget: an hour and a half of one core. Two earlier runs: 400
+steps with a fixed threshold, for which a gain with 20 % was expected: refuted, -.020 +- .053; and 1,500 steps without a
+warm-up, stopped after two draws, in the second of which labels alone found next to nothing (80 annotations: .194 and
+.024).
 
 The second command starts from published weights of a classifier, with scenes of 96 pixels. Hypothesis, written down
 before its first run: labels alone find far more than from scratch (over .1), and Unbiased Teacher is at least a point
