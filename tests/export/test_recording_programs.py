@@ -53,7 +53,9 @@ def export_once(place: Path, name: str, language: str) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("name", "language"), [("conv", "onnx"), ("log_mel", "pt2")])
+@pytest.mark.parametrize(
+    ("name", "language"), [pytest.param("conv", "onnx", marks=pytest.mark.slow), ("log_mel", "pt2")]
+)
 def test_the_code_of_the_card_says_what_predict_says(
     name: str, language: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

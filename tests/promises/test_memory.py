@@ -106,6 +106,7 @@ def run(workdir: Path) -> Path:
     return LAST.parents[1]
 
 
+@pytest.mark.slow
 def test_in_other_stages(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fit = ["fit", FINE_TUNE, *SMALL, f"--model.class_path={ME}.Limited"]
     sizes = "eval_batch_size 100, image_size 28, precision 32-true"

@@ -93,6 +93,7 @@ def test_no_fold_learns_a_label_that_it_is_judged_by(tmp_path: Path) -> None:
     assert sorted(held) == sorted(ids)
 
 
+@pytest.mark.slow
 def test_a_wrong_label_does_not_judge_itself(tmp_path: Path) -> None:
     """Each probability comes from the other folds: the label of the example itself has no say."""
     source = read_source("sample", tmp_path, 20, None, 0, "data")

@@ -169,7 +169,7 @@ def test_the_best_start_is_continued_on_the_pool_and_fine_tuned(
     assert len([*Path("lightning_logs/solve/more").glob("**/version_*")]) == 1 + source.num_folds
 
 
-@pytest.mark.parametrize("given", [None, 128])
+@pytest.mark.parametrize("given", [pytest.param(None, marks=pytest.mark.slow), 128])
 def test_trainings_see_smaller_images_where_larger_ones_take_too_long(
     given: int | None, workdir: Path, write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

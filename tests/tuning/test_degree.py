@@ -104,6 +104,7 @@ def manifest(folder: Path, write_folder: Callable[..., Path], per_class: int = 8
     return folder / "images.csv"
 
 
+@pytest.mark.slow
 def test_a_group_is_held_out_as_a_whole_also_from_the_unlabeled(
     workdir: Path, write_folder: Callable[..., Path]
 ) -> None:
