@@ -30,6 +30,7 @@ MESSAGES = {
     "_EXPECTED": ([*FIT, "--trainer.max_epochs=three"], "int"),
     "_CHOICE": ([*FIT, "--data.init_args.on_leak=drp"], "drop"),
     "_VALUE": ([*FIT, "--trainer.max_epochs=three"], "three"),
+    "_NULL_TEXT": ([*FIT, "--data.init_args.weak_view.crop_scale=null"], "Given value: None"),
     "_OR_TENSOR": ([*FIT, f"{ADAM}.lr=fast"], "float"),
     "_NOISE": ([*FIT, "--trainer.max_epochs=three"], ""),
 }

@@ -23,7 +23,7 @@ from PIL import Image
 
 from sft_lightning import FineTuneClassifier, ImageDataModule
 from sft_lightning.data.batches import Labeled
-from sft_lightning.data.vision import decoding, image_cache, images, prediction
+from sft_lightning.data.vision import decoding, image_cache, image_files, images, prediction
 from sft_lightning.data.vision.cached_images import CachedImages
 from sft_lightning.data.vision.image_cache import ImageCache
 from sft_lightning.data.vision.images import FileImages, decode
@@ -104,7 +104,7 @@ class Decoded(NamedTuple):
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Decoded:
     """Record each file that this process decodes."""
     seen = Decoded([])
-    real = decoding.open_image_file
+    real = image_files.open_image_file
 
     def noted(path: Path) -> Any:
         seen.paths.append(Path(path))
